@@ -1,0 +1,17 @@
+//! The one door to the wall clock.
+//!
+//! Everything else takes `now` as an argument, so that each rule about time can be tested at any time.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Whole seconds since 1970, as in `created_at` and `expires`.
+pub type Timestamp = i64;
+
+/// The present second. Before 1970 it is 0.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub fn now() -> Timestamp {
+	SystemTime::now()
+		.duration_since(UNIX_EPOCH)
+		.map_or(0, |since| Timestamp::try_from(since.as_secs()).unwrap_or(Timestamp::MAX))
+}

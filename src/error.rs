@@ -1,0 +1,94 @@
+//! Why an invite cannot be made, shown or redeemed.
+
+use thiserror::Error;
+
+use crate::invite::Invite;
+use crate::redemption::{Claim, Refusal};
+use crate::store::StoreError;
+use crate::token::RandomError;
+
+/// Every expected failure. The condition names are those that callers of the bundled module know.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InviteError {
+	/// No token was given.
+	#[error("no token was given")]
+	NoToken,
+	/// There is no such invite, it is for something else, or it was redeemed or revoked.
+	#[error("there is no such invite, or it was used or revoked")]
+	TokenInvalid,
+	/// The account that it depends on is gone, so it was revoked just now, if nobody else was faster.
+	#[error("the account that the invite depends on does not exist any more")]
+	AccountGone(Option<Box<Invite>>),
+	/// Its time is over.
+	#[error("the invite has expired")]
+	TokenExpired,
+	/// Somebody else redeemed it first.
+	#[error("the invite has been used already")]
+	TokenUsed,
+	/// An invite was to be made for the username of an account that exists.
+	#[error("the account exists already")]
+	AccountExists,
+	/// A password reset was to be made for an account that does not exist.
+	#[error("there is no such account")]
+	AccountMissing,
+	/// A password reset was to be made for an account that is disabled.
+	#[error("the account is disabled")]
+	AccountDisabled,
+	/// Everything that is left of it is claimed by others, or the username is.
+	#[error("the invite, or the username, is being used right now")]
+	TokenBusy,
+	/// It is bound to this other username.
+	#[error("the invite is for the username {0:?} only")]
+	NameMismatch(String),
+	/// The username is kept for the holder of another invite.
+	#[error("the username is reserved")]
+	NameReserved,
+	/// Claims of a server that died have to be settled first.
+	#[error("{} earlier attempts have to be settled first", .0.len())]
+	ClaimsStale(Vec<Claim>),
+	/// A claim that was to be redeemed is no more.
+	#[error("the attempt took longer than its claim on the invite held")]
+	ClaimLost,
+	/// The operating system gave no random bytes.
+	#[error("no random bytes for a token: {0}")]
+	Random(#[from] RandomError),
+	/// The store failed. Never reported as an invalid token.
+	#[error(transparent)]
+	Store(#[from] StoreError),
+}
+
+impl From<Refusal> for InviteError {
+	fn from(refusal: Refusal) -> Self {
+		match refusal {
+			Refusal::Invalid => Self::TokenInvalid,
+			Refusal::Used => Self::TokenUsed,
+			Refusal::Busy => Self::TokenBusy,
+			Refusal::Bound(name) => Self::NameMismatch(name),
+			Refusal::Reserved => Self::NameReserved,
+			Refusal::Stale(claims) => Self::ClaimsStale(claims),
+		}
+	}
+}
+
+impl InviteError {
+	/// The condition name returned to Lua beside `nil` (contract §1).
+	#[must_use]
+	pub const fn condition(&self) -> &'static str {
+		match self {
+			Self::NoToken => "no-token",
+			Self::TokenInvalid | Self::AccountGone(_) => "token-invalid",
+			Self::TokenExpired => "token-expired",
+			Self::TokenUsed => "token-used",
+			Self::AccountExists => "conflict",
+			Self::AccountMissing => "item-not-found",
+			Self::AccountDisabled => "not-allowed",
+			Self::TokenBusy => "token-busy",
+			Self::NameMismatch(_) => "name-mismatch",
+			Self::NameReserved => "name-reserved",
+			Self::ClaimsStale(_) => "claims-stale",
+			Self::ClaimLost => "claim-lost",
+			Self::Random(_) | Self::Store(_) => "internal-server-error",
+		}
+	}
+}

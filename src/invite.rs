@@ -1,0 +1,197 @@
+//! The record of one invite.
+
+use std::fmt;
+
+use crate::clock::Timestamp;
+use crate::token::{Digest, Token};
+use crate::uri::invite_uri;
+use crate::value::{Table, Value};
+
+/// The stored word for what an invite is made for first. Never renamed: the bundled module wrote it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+	/// To register an account, or to reset the password of one.
+	Register,
+	/// To become a contact of the inviter; with `allow_registration` also to register an account.
+	Roster,
+}
+
+impl Type {
+	/// The stored word.
+	#[must_use]
+	pub const fn as_str(self) -> &'static str {
+		match self {
+			Self::Register => "register",
+			Self::Roster => "roster",
+		}
+	}
+
+	/// From the stored word.
+	#[must_use]
+	pub fn from_stored(word: &str) -> Option<Self> {
+		[Self::Register, Self::Roster].into_iter().find(|known| known.as_str() == word)
+	}
+}
+
+/// What an invite is, in the words that people use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+	/// Somebody registers an account.
+	Account,
+	/// Somebody becomes a contact of the inviter, registering an account first where that is allowed.
+	Contact,
+	/// Somebody registers an account that joins groups.
+	Group,
+	/// A user sets a new password. Never makes an account.
+	Reset,
+}
+
+impl Kind {
+	/// The stored word.
+	#[must_use]
+	pub const fn as_str(self) -> &'static str {
+		match self {
+			Self::Account => "account",
+			Self::Contact => "contact",
+			Self::Group => "group",
+			Self::Reset => "reset",
+		}
+	}
+}
+
+/// One invite. What can be told from a moment in time is in [`crate::lifecycle`].
+#[derive(Clone, PartialEq)]
+pub struct Invite {
+	/// The virtual host it is for, as Prosody writes it.
+	pub host: String,
+	/// Its key within the host.
+	pub digest: Digest,
+	/// The secret, where the store still has it.
+	pub token: Option<Token>,
+	/// What it is made for.
+	pub invite_type: Type,
+	/// Of a [`Type::Roster`] invite the inviter's localpart; of a [`Type::Register`] one the only name that
+	/// it may be redeemed for, or none. Nodeprepped.
+	pub username: Option<String>,
+	/// Whether it may be redeemed for an account.
+	pub allow_registration: bool,
+	/// When it was made.
+	pub created_at: Timestamp,
+	/// The last second in which it is accepted; none: for ever.
+	pub expires: Option<Timestamp>,
+	/// How often it may be redeemed; none: until it expires (`reusable`).
+	pub max_uses: Option<u32>,
+	/// How often it was redeemed.
+	pub uses: u32,
+	/// Whether it is not to be accepted for now.
+	pub paused: bool,
+	/// When it was revoked, if it was.
+	pub revoked_at: Option<Timestamp>,
+	/// Why it was revoked, for people to read.
+	pub revoked_why: Option<String>,
+	/// When it was used up, revoked, or seen to have expired.
+	pub ended_at: Option<Timestamp>,
+	/// `additional_data`, `landing_page`, and whatever else handlers of `invite-created` left on it.
+	pub fields: Table,
+}
+
+impl Invite {
+	fn additional_data(&self, name: &str) -> Option<&Value> {
+		match self.fields.get("additional_data") {
+			Some(Value::Table(data)) => data.get(name),
+			_ => None,
+		}
+	}
+
+	/// What it is, which follows from its type and its additional data.
+	#[must_use]
+	pub fn kind(&self) -> Kind {
+		let is_true = |value: &Value| !matches!(value, Value::Bool(false));
+		if self.invite_type == Type::Roster {
+			Kind::Contact
+		} else if self.additional_data("allow_reset").is_some_and(is_true) {
+			Kind::Reset
+		} else if matches!(self.additional_data("groups"), Some(Value::Table(groups)) if !groups.is_empty()) {
+			Kind::Group
+		} else {
+			Kind::Account
+		}
+	}
+
+	/// Whose password the additional data lets be reset.
+	#[must_use]
+	pub fn reset_name(&self) -> Option<String> {
+		match self.additional_data("allow_reset") {
+			Some(Value::Str(name)) => String::from_utf8(name.clone()).ok(),
+			_ => None,
+		}
+	}
+
+	/// The local user without whose account it is worth nothing: the inviter, or whose password it resets.
+	#[must_use]
+	pub fn depends_on(&self) -> Option<&str> {
+		let depends = self.invite_type == Type::Roster || self.kind() == Kind::Reset;
+		if depends { self.username.as_deref() } else { None }
+	}
+
+	/// Counts one use.
+	pub(crate) fn add_use(&mut self, now: Timestamp) {
+		self.uses = self.uses.saturating_add(1);
+		if !self.has_uses_left() {
+			self.ended_at.get_or_insert(now);
+		}
+	}
+
+	/// Takes it back, unless it was taken back or used up before; says whether it did.
+	pub(crate) fn revoke(&mut self, why: Option<&str>, now: Timestamp) -> bool {
+		let may = self.revoked_at.is_none() && self.has_uses_left();
+		if may {
+			self.revoked_at = Some(now);
+			self.revoked_why = why.map(str::to_owned);
+			self.ended_at.get_or_insert(now);
+		}
+		may
+	}
+
+	/// The address that it is about: the bound or the inviter's account, else the host.
+	#[must_use]
+	pub fn jid(&self) -> String {
+		match &self.username {
+			Some(name) => format!("{name}@{}", self.host),
+			None => self.host.clone(),
+		}
+	}
+
+	/// The link for a client, made from the token presented: the store may not have it.
+	#[must_use]
+	pub fn uri(&self, token: &Token) -> String {
+		invite_uri(
+			self.invite_type,
+			self.username.as_deref(),
+			&self.host,
+			token.reveal(),
+			self.allow_registration,
+		)
+	}
+}
+
+impl fmt::Debug for Invite {
+	/// Names the invite by its public id: the token and links that hold it stay out of logs.
+	fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+		f.debug_struct("Invite")
+			.field("host", &self.host)
+			.field("id", &self.digest.id())
+			.field("type", &self.invite_type)
+			.field("username", &self.username)
+			.field("allow_registration", &self.allow_registration)
+			.field("created_at", &self.created_at)
+			.field("expires", &self.expires)
+			.field("max_uses", &self.max_uses)
+			.field("uses", &self.uses)
+			.field("paused", &self.paused)
+			.field("revoked_at", &self.revoked_at)
+			.field("ended_at", &self.ended_at)
+			.field("fields", &self.fields)
+			.finish_non_exhaustive()
+	}
+}

@@ -1,0 +1,37 @@
+//! The invites of a Prosody XMPP server, as a native Lua module.
+//!
+//! An **invite** lets a stranger register an account (XEP-0445), become a contact of its inviter (XEP-0379)
+//! or reset a password. Its **token** is the secret in the link; its **id** is a short public name.
+//!
+//! # From the wire to the disk
+//! ```text
+//!  XMPP client, browser, operator
+//!      │
+//!  Prosody and its invites_* modules
+//!      │  Lua API, events
+//!  lua/mod_invites   the shim: options, events, exported functions, commands; no rule, no SQL
+//!      │  require "prosody_invites"
+//!  src/lua           the only code that knows mlua: values in, values out, errors mapped
+//!      ▼
+//!  src               the domain: Invite, Token, lifecycle; pure, `now` is an argument
+//!      ▼
+//!  src/store         the trait InviteStore and what implements it: memory, sqlite
+//! ```
+//! Everything below `src/lua` builds and tests without Lua. Read [`lifecycle`] and [`redemption`] first for the rules,
+//! then [`store::InviteStore`] for what has to be atomic, [`store::sqlite`] for how it is, and [`service`] for how an
+//! invite is made, found and redeemed.
+
+pub mod cli;
+pub mod clock;
+pub mod duration;
+pub mod error;
+pub mod invite;
+pub mod lifecycle;
+#[cfg(feature = "lua")]
+mod lua;
+pub mod redemption;
+pub mod service;
+pub mod store;
+pub mod token;
+pub mod uri;
+pub mod value;

@@ -1,0 +1,313 @@
+//! Redeeming an invite exactly once: get → claim → redeem or release.
+//!
+//! Prosody validates a token, creates the account later in code that is not ours, and tells us afterwards, if
+//! at all. So an attempt to redeem first makes a **claim**: it is counted like a use, but can be released. A claim
+//! has a lease; when the process that made it dies, others settle it after that time. The decision whether an
+//! invite may be claimed is [`decide`], and nowhere else; stores make it atomic.
+
+use crate::clock::Timestamp;
+use crate::invite::{Invite, Kind, Type};
+use crate::token::{Digest, Nonce};
+
+/// How long a claim stands unless its owner renews it, in seconds.
+pub const LEASE: i64 = 60;
+
+/// What an invite is redeemed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+	/// An account is registered, or its password reset (XEP-0445).
+	Account,
+	/// Somebody becomes a contact of the inviter (XEP-0379).
+	Contact,
+}
+
+impl Purpose {
+	/// The stored word.
+	#[must_use]
+	pub const fn as_str(self) -> &'static str {
+		match self {
+			Self::Account => "account",
+			Self::Contact => "contact",
+		}
+	}
+
+	/// From the stored word.
+	#[must_use]
+	pub fn from_stored(word: &str) -> Option<Self> {
+		[Self::Account, Self::Contact].into_iter().find(|known| known.as_str() == word)
+	}
+}
+
+/// One attempt to redeem an invite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+	/// Host of the invite.
+	pub host: String,
+	/// Names the attempt.
+	pub nonce: Nonce,
+	/// The invite.
+	pub digest: Digest,
+	/// What for.
+	pub purpose: Purpose,
+	/// The username to be registered, nodeprepped, or the contact's bare JID; none where the caller does not say.
+	pub invitee: Option<String>,
+	/// The process that makes it.
+	pub boot: Nonce,
+	/// From the second after it on, others may settle the claim.
+	pub lease_end: Timestamp,
+}
+
+impl Claim {
+	/// Whether its owner must be taken for dead.
+	#[must_use]
+	pub const fn is_stale(&self, now: Timestamp) -> bool {
+		now > self.lease_end
+	}
+}
+
+/// Why an invite may not be claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+	/// There is no such invite, it is for something else, or it was revoked or paused.
+	Invalid,
+	/// No uses are left.
+	Used,
+	/// All uses that are left are claimed, or the name is: worth another try in a moment.
+	Busy,
+	/// It is for this username only.
+	Bound(String),
+	/// The username is reserved by another invite.
+	Reserved,
+	/// Claims whose owner is dead have to be settled first.
+	Stale(Vec<Claim>),
+}
+
+/// What a store reads for a decision, in the transaction in which it acts on it.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+	/// The invite to be claimed.
+	pub invite: Option<Invite>,
+	/// All claims on it.
+	pub claims: Vec<Claim>,
+	/// All claims of [`Purpose::Account`] in the host for the username to be registered, whatever invite they are on.
+	pub claims_on_name: Vec<Claim>,
+	/// Whether [`reserves`] holds for another invite of the host.
+	pub is_reserved: bool,
+}
+
+/// Whether the invite keeps a username for whoever holds its token: registrations by others are refused.
+#[must_use]
+pub fn reserves(invite: &Invite, username: &str, now: Timestamp) -> bool {
+	invite.invite_type == Type::Register
+		&& invite.kind() != Kind::Reset
+		&& invite.username.as_deref() == Some(username)
+		&& invite.revoked_at.is_none()
+		&& invite.has_uses_left()
+		&& !invite.is_expired(now)
+}
+
+/// Whether `claim` may be made. Expiry of the invite does not count (XEP-0445 §3: it is checked at preauth alone).
+///
+/// # Errors
+/// Why not.
+pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<(), Refusal> {
+	let invite = view.invite.as_ref().ok_or(Refusal::Invalid)?;
+	if invite.revoked_at.is_some() || invite.paused || !invite.serves(claim.purpose) {
+		return Err(Refusal::Invalid);
+	}
+	if !invite.has_uses_left() {
+		return Err(Refusal::Used);
+	}
+	if claim.purpose == Purpose::Account
+		&& let (Type::Register, Some(bound), Some(wanted)) =
+			(invite.invite_type, &invite.username, &claim.invitee)
+		&& bound != wanted
+	{
+		return Err(Refusal::Bound(bound.clone()));
+	}
+	let stale: Vec<Claim> =
+		view.claims.iter().chain(&view.claims_on_name).filter(|other| other.is_stale(now)).cloned().collect();
+	if !stale.is_empty() {
+		return Err(Refusal::Stale(stale));
+	}
+	let claimed = u32::try_from(view.claims.len()).unwrap_or(u32::MAX);
+	let all_claimed = invite.max_uses.is_some_and(|max_uses| invite.uses.saturating_add(claimed) >= max_uses);
+	if all_claimed || !view.claims_on_name.is_empty() {
+		return Err(Refusal::Busy);
+	}
+	// Two invites may be bound to one name when they were imported: each of them is for it.
+	let is_bound = invite.invite_type == Type::Register && invite.username.is_some();
+	if view.is_reserved && !is_bound {
+		return Err(Refusal::Reserved);
+	}
+	Ok(())
+}
+
+/// Whether a username may be registered without any invite, as far as invites are concerned.
+///
+/// # Errors
+/// [`Refusal::Reserved`], [`Refusal::Busy`] or [`Refusal::Stale`].
+pub fn decide_name(view: &View, now: Timestamp) -> Result<(), Refusal> {
+	let stale: Vec<Claim> = view.claims_on_name.iter().filter(|claim| claim.is_stale(now)).cloned().collect();
+	if !stale.is_empty() {
+		Err(Refusal::Stale(stale))
+	} else if !view.claims_on_name.is_empty() {
+		Err(Refusal::Busy)
+	} else if view.is_reserved {
+		Err(Refusal::Reserved)
+	} else {
+		Ok(())
+	}
+}
+
+/// Whether making `newer` takes `older` back: one name is bound, and one password reset, by one invite at a time.
+#[must_use]
+pub fn supersedes(newer: &Invite, older: &Invite) -> bool {
+	newer.invite_type == Type::Register
+		&& older.invite_type == Type::Register
+		&& newer.username.is_some()
+		&& newer.username == older.username
+		&& (newer.kind() == Kind::Reset) == (older.kind() == Kind::Reset)
+}
+
+/// What becomes of a claim that is redeemed.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "returned once and taken apart at once")]
+pub enum Redeemed {
+	/// It is a use now; the invite as it stands after it.
+	Now(Invite),
+	/// It was redeemed before: by an earlier attempt whose answer was lost, or by whoever settled it.
+	Before,
+	/// There is no such claim any more: somebody released it.
+	Lost,
+}
+
+/// One use of an invite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redemption {
+	/// Nonce of the claim that it was.
+	pub nonce: Nonce,
+	/// What for.
+	pub purpose: Purpose,
+	/// Who used it, as in [`Claim::invitee`].
+	pub invitee: Option<String>,
+	/// The module that reported it.
+	pub source: Option<String>,
+	/// When.
+	pub used_at: Timestamp,
+}
+
+/// Whether an account exists, as far as the server's user manager can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+	/// It exists and may log in.
+	Active,
+	/// It exists and is disabled.
+	Disabled,
+	/// There is none.
+	Missing,
+	/// The user manager cannot say, or its storage failed.
+	Unknown,
+}
+
+impl Account {
+	/// From the word that the shim uses.
+	#[must_use]
+	pub fn from_word(word: &str) -> Option<Self> {
+		Some(match word {
+			"active" => Self::Active,
+			"disabled" => Self::Disabled,
+			"missing" => Self::Missing,
+			"unknown" => Self::Unknown,
+			_ => return None,
+		})
+	}
+}
+
+#[cfg(test)]
+mod tests {
+	use super::*;
+	use crate::store::conformance::{claim, sample};
+
+	const NOW: Timestamp = 1_700_000_000;
+
+	fn account() -> Invite {
+		Invite { invite_type: Type::Register, username: None, ..sample("example.com", "t") }
+	}
+
+	fn view(invite: Invite) -> View {
+		View { invite: Some(invite), ..View::default() }
+	}
+
+	fn wanted(name: &str) -> Claim {
+		claim(&account(), Purpose::Account, name, NOW)
+	}
+
+	fn refusal(view: &View, claim: &Claim) -> Refusal {
+		decide(view, claim, NOW).unwrap_err()
+	}
+
+	#[test]
+	fn an_open_invite_can_be_claimed_even_after_it_expired() {
+		let expired = Invite { expires: Some(NOW - 1), ..account() };
+		assert_eq!(decide(&view(expired), &wanted("bob"), NOW), Ok(()));
+	}
+
+	#[test]
+	fn what_is_gone_revoked_paused_or_for_something_else_is_invalid() {
+		assert_eq!(refusal(&View::default(), &wanted("bob")), Refusal::Invalid);
+		for invite in [
+			Invite { revoked_at: Some(1), ..account() },
+			Invite { paused: true, ..account() },
+			Invite { allow_registration: false, ..account() },
+		] {
+			assert_eq!(refusal(&view(invite), &wanted("bob")), Refusal::Invalid);
+		}
+	}
+
+	#[test]
+	fn uses_and_claims_count_alike_but_are_refused_differently() {
+		let used = Invite { max_uses: Some(2), uses: 2, ..account() };
+		assert_eq!(refusal(&view(used), &wanted("bob")), Refusal::Used);
+		let half = Invite { max_uses: Some(2), uses: 1, ..account() };
+		let claimed = View { claims: vec![wanted("alice")], ..view(half.clone()) };
+		assert_eq!(refusal(&claimed, &wanted("bob")), Refusal::Busy);
+		assert_eq!(decide(&view(half), &wanted("bob"), NOW), Ok(()));
+	}
+
+	#[test]
+	fn a_bound_invite_is_for_its_name_alone() {
+		let bound = Invite { username: Some("juliet".to_owned()), ..account() };
+		assert_eq!(refusal(&view(bound.clone()), &wanted("mallory")), Refusal::Bound("juliet".to_owned()));
+		assert_eq!(decide(&view(bound), &wanted("juliet"), NOW), Ok(()));
+	}
+
+	#[test]
+	fn a_reserved_or_claimed_name_is_for_others_to_leave() {
+		let reserved = View { is_reserved: true, ..view(account()) };
+		assert_eq!(refusal(&reserved, &wanted("juliet")), Refusal::Reserved);
+		let bound =
+			View { invite: Some(Invite { username: Some("juliet".to_owned()), ..account() }), ..reserved };
+		assert_eq!(decide(&bound, &wanted("juliet"), NOW), Ok(()), "imported twice");
+		let claimed = View { claims_on_name: vec![wanted("juliet")], ..view(account()) };
+		assert_eq!(refusal(&claimed, &wanted("juliet")), Refusal::Busy);
+	}
+
+	#[test]
+	fn a_dead_owners_claim_is_settled_first() {
+		let stale = Claim { lease_end: NOW - 1, ..wanted("alice") };
+		let claimed = View { claims: vec![stale.clone()], ..view(account()) };
+		assert_eq!(refusal(&claimed, &wanted("bob")), Refusal::Stale(vec![stale]));
+	}
+
+	#[test]
+	fn only_a_live_bound_account_invite_reserves_its_name() {
+		let bound = Invite { username: Some("juliet".to_owned()), expires: Some(NOW), ..account() };
+		assert!(reserves(&bound, "juliet", NOW));
+		assert!(!reserves(&bound, "romeo", NOW));
+		assert!(!reserves(&bound, "juliet", NOW + 1));
+		assert!(!reserves(&Invite { uses: 1, ..bound.clone() }, "juliet", NOW));
+		assert!(!reserves(&Invite { revoked_at: Some(1), ..bound.clone() }, "juliet", NOW));
+		assert!(!reserves(&Invite { invite_type: Type::Roster, ..bound }, "juliet", NOW));
+	}
+}

@@ -1,0 +1,554 @@
+//! The invites of one host: making them, finding them, redeeming them.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::clock::Timestamp;
+use crate::error::InviteError;
+use crate::invite::{Invite, Kind, Type};
+use crate::lifecycle::State;
+use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, decide_name};
+use crate::store::InviteStore;
+use crate::token::{Digest, Nonce, Token};
+use crate::value::Table;
+
+/// What a caller asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+	/// What the invite is made for.
+	pub invite_type: Type,
+	/// The inviter of a roster invite, the bound name of a register one. Nodeprepped.
+	pub username: Option<String>,
+	/// Whether it resets the password of `username`.
+	pub is_reset: bool,
+	/// The account of `username`, for a register invite that has one.
+	pub account: Option<Account>,
+	/// Whether it may be redeemed for an account.
+	pub allow_registration: bool,
+	/// Seconds until it expires; none: never.
+	pub ttl: Option<i64>,
+	/// How often it may be redeemed; none: until it expires.
+	pub max_uses: Option<u32>,
+}
+
+/// Somebody tries to redeem an invite.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+	/// The invite.
+	pub digest: Digest,
+	/// What for.
+	pub purpose: Purpose,
+	/// As [`Claim::invitee`].
+	pub invitee: Option<String>,
+	/// The account that the invite depends on ([`Invite::depends_on`]), where it depends on one.
+	pub depends_on: Option<Account>,
+}
+
+/// Why invites are revoked whose inviter, or whose account to be reset, is gone.
+const ACCOUNT_GONE: &str = "the account that it depends on was deleted";
+
+/// Reported as the source of a use whose server died before it could report it.
+const SETTLED: &str = "settled after a crash";
+
+/// The invites of one host in one store.
+#[derive(Clone)]
+pub struct Invites {
+	host: String,
+	store: Arc<dyn InviteStore>,
+}
+
+impl Invites {
+	/// The invites of `host`, as Prosody writes it, in `store`.
+	pub fn new(host: String, store: Arc<dyn InviteStore>) -> Self {
+		Self { host, store }
+	}
+
+	/// The host.
+	#[must_use]
+	pub fn host(&self) -> &str {
+		&self.host
+	}
+
+	/// Makes a complete invite without storing it, so that others may look at it and change it first.
+	///
+	/// # Errors
+	/// When its account is there that it is to make, or is not there whose password it is to reset; or when the
+	/// operating system gives no random bytes.
+	pub fn prepare(&self, request: Request, now: Timestamp) -> Result<(Invite, Token), InviteError> {
+		match (request.is_reset, request.account) {
+			(false, Some(Account::Active | Account::Disabled)) => return Err(InviteError::AccountExists),
+			(true, Some(Account::Missing)) => return Err(InviteError::AccountMissing),
+			(true, Some(Account::Disabled)) => return Err(InviteError::AccountDisabled),
+			_ => (),
+		}
+		let token = Token::generate()?;
+		let invite = Invite {
+			host: self.host.clone(),
+			digest: token.digest(),
+			token: Some(token.clone()),
+			invite_type: request.invite_type,
+			username: request.username,
+			allow_registration: request.allow_registration,
+			created_at: now,
+			expires: request.ttl.map(|ttl| now.saturating_add(ttl)),
+			max_uses: request.max_uses,
+			uses: 0,
+			paused: false,
+			revoked_at: None,
+			revoked_why: None,
+			ended_at: None,
+			fields: Table::default(),
+		};
+		Ok((invite, token))
+	}
+
+	/// Stores a prepared invite. When this returns `Ok` it is on the disk. Returns the older invites that it took
+	/// the place of.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn save(&self, invite: &Invite) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.create(invite)?)
+	}
+
+	/// Takes over invites that were made elsewhere. A token that is known here stays as it is, used or revoked as it may
+	/// be. How many were new.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn import(&self, invites: &[Invite]) -> Result<usize, InviteError> {
+		Ok(self.store.import(invites)?)
+	}
+
+	/// The invite behind what somebody presents as a token, if it is good for the purpose now.
+	///
+	/// # Errors
+	/// [`InviteError::TokenInvalid`], [`InviteError::TokenExpired`], or the store's failure.
+	pub fn get(&self, presented: &[u8], purpose: Purpose, now: Timestamp) -> Result<Invite, InviteError> {
+		let found = self.store.find(&self.host, &Digest::of(presented))?;
+		let invite = found.filter(|invite| invite.serves(purpose)).ok_or(InviteError::TokenInvalid)?;
+		match invite.state(now) {
+			State::Pending => Ok(invite),
+			State::Expired => Err(InviteError::TokenExpired),
+			State::Used | State::Revoked | State::Paused => Err(InviteError::TokenInvalid),
+		}
+	}
+
+	/// The invite in whatever state.
+	///
+	/// # Errors
+	/// [`InviteError::TokenInvalid`] if there is none, or the store's failure.
+	pub fn find(&self, digest: &Digest) -> Result<Invite, InviteError> {
+		self.store.find(&self.host, digest)?.ok_or(InviteError::TokenInvalid)
+	}
+
+	/// Whether an invite is good as far as the account goes that it depends on. An invite does not outlive its inviter:
+	/// if the account is gone, it is revoked, so that it does not come back with another account of that name.
+	///
+	/// # Errors
+	/// [`InviteError::TokenInvalid`], [`InviteError::AccountGone`], or the store's failure.
+	pub fn confirm(&self, digest: &Digest, account: Account, now: Timestamp) -> Result<(), InviteError> {
+		match account {
+			Account::Active | Account::Unknown => Ok(()),
+			Account::Disabled => Err(InviteError::TokenInvalid),
+			Account::Missing => {
+				let revoked = self.store.revoke(&self.host, digest, Some(ACCOUNT_GONE), now)?;
+				Err(InviteError::AccountGone(revoked.map(Box::new)))
+			}
+		}
+	}
+
+	/// Claims an invite for one attempt to redeem it, in the place of the holder's earlier claim. The claim is to be
+	/// redeemed or released.
+	///
+	/// # Errors
+	/// Why it may not be redeemed, or the store's failure.
+	pub fn claim(
+		&self,
+		attempt: Attempt,
+		replaced: Option<&Nonce>,
+		now: Timestamp,
+	) -> Result<Nonce, InviteError> {
+		let claim = self.prepare_claim(attempt, now)?;
+		self.store.claim(&claim, replaced, now)??;
+		Ok(claim.nonce)
+	}
+
+	/// Claims and redeems in one step, for a caller that has done already what the invite is for.
+	///
+	/// # Errors
+	/// Why it may not be redeemed, or the store's failure.
+	pub fn redeem_at_once(
+		&self,
+		attempt: Attempt,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Invite, InviteError> {
+		let claim = self.prepare_claim(attempt, now)?;
+		Ok(self.store.redeem_at_once(&claim, source, now)??)
+	}
+
+	fn prepare_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Claim, InviteError> {
+		if let Some(account) = attempt.depends_on {
+			self.confirm(&attempt.digest, account, now)?;
+		}
+		Ok(Claim {
+			host: self.host.clone(),
+			nonce: Nonce::generate()?,
+			digest: attempt.digest,
+			purpose: attempt.purpose,
+			invitee: attempt.invitee,
+			boot: boot()?,
+			lease_end: now.saturating_add(LEASE),
+		})
+	}
+
+	/// Turns a claim into a use. The invite as it then is, or none if that was done before.
+	///
+	/// # Errors
+	/// [`InviteError::ClaimLost`], or the store's failure; the claim then stands, and this is to be tried again.
+	pub fn redeem(
+		&self,
+		digest: &Digest,
+		nonce: &Nonce,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Option<Invite>, InviteError> {
+		match self.store.redeem(&self.host, digest, nonce, source, now)? {
+			Redeemed::Now(invite) => Ok(Some(invite)),
+			Redeemed::Before => Ok(None),
+			Redeemed::Lost => Err(InviteError::ClaimLost),
+		}
+	}
+
+	/// Gives a claim back, because the attempt failed. `false` if there was none any more.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn release(&self, nonce: &Nonce) -> Result<bool, InviteError> {
+		Ok(self.store.release(&self.host, nonce, None)?)
+	}
+
+	/// Keeps a claim for another lease. `false` if there was none any more.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn renew(&self, nonce: &Nonce, now: Timestamp) -> Result<bool, InviteError> {
+		Ok(self.store.renew(&self.host, nonce, now.saturating_add(LEASE))?)
+	}
+
+	/// Settles a claim whose owner died. `account` is what was to come out of it: the account registered, or, for a
+	/// contact, `Active` if the inviter has the contact. If it came about, the claim becomes its use, and the invite as it
+	/// then is is returned; if not, it is released; if nobody can say, it stays. A reset that was cut off may be repeated,
+	/// for it is bound to its user.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn settle(
+		&self,
+		digest: &Digest,
+		nonce: &Nonce,
+		account: Account,
+		now: Timestamp,
+	) -> Result<Option<Invite>, InviteError> {
+		let kind = self.store.find(&self.host, digest)?.map(|invite| invite.kind());
+		match account {
+			Account::Active | Account::Disabled if kind != Some(Kind::Reset) => {
+				match self.store.redeem(&self.host, digest, nonce, Some(SETTLED), now)? {
+					Redeemed::Now(invite) => return Ok(Some(invite)),
+					Redeemed::Before | Redeemed::Lost => (),
+				}
+			}
+			Account::Unknown => (),
+			_ => {
+				self.store.release(&self.host, nonce, Some(now))?;
+			}
+		}
+		Ok(None)
+	}
+
+	/// Whether a username may be registered without any invite.
+	///
+	/// # Errors
+	/// Why not, or the store's failure.
+	pub fn check_name(&self, username: &str, now: Timestamp) -> Result<(), InviteError> {
+		Ok(decide_name(&self.store.view_name(&self.host, username, now)?, now)?)
+	}
+
+	/// Revokes an invite of any kind. The invite as it then is, or none if there was nothing to revoke.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn revoke(
+		&self,
+		digest: &Digest,
+		why: Option<&str>,
+		now: Timestamp,
+	) -> Result<Option<Invite>, InviteError> {
+		Ok(self.store.revoke(&self.host, digest, why, now)?)
+	}
+
+	/// Revokes the open invites that depend on this account.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn retire_depending(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
+		let which = |invite: &Invite| invite.depends_on().is_some();
+		Ok(self.store.retire(&self.host, username, &which, ACCOUNT_GONE, now)?)
+	}
+
+	/// Revokes the open password resets of this account.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn retire_resets(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
+		let which = |invite: &Invite| invite.kind() == Kind::Reset;
+		Ok(self.store.retire(&self.host, username, &which, "the password was changed", now)?)
+	}
+
+	/// Pauses or resumes an invite. `false` if it has ended, or was so already.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn set_paused(&self, digest: &Digest, paused: bool) -> Result<bool, InviteError> {
+		Ok(self.store.set_paused(&self.host, digest, paused)?)
+	}
+
+	/// Ends some of the invites that have expired, and returns them: each once, to whichever server asks first.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn end_expired(&self, limit: u32, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.end_expired(&self.host, limit, now)?)
+	}
+
+	/// A page of the invites that are good now, and where the next page begins, if there is one.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn pending(
+		&self,
+		after: Option<&Digest>,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<(Vec<Invite>, Option<Digest>), InviteError> {
+		let mut page = self.store.open_invites(&self.host, after, limit)?;
+		let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
+		let next = if is_last { None } else { page.last().map(|invite| invite.digest) };
+		page.retain(|invite| invite.state(now) == State::Pending);
+		Ok((page, next))
+	}
+}
+
+/// Names this process on its claims. Drawn at the first claim, so not shared with a parent that forked.
+fn boot() -> Result<Nonce, InviteError> {
+	static BOOT: OnceLock<Nonce> = OnceLock::new();
+	if let Some(boot) = BOOT.get() {
+		return Ok(*boot);
+	}
+	let drawn = Nonce::generate()?;
+	Ok(*BOOT.get_or_init(|| drawn))
+}
+
+#[cfg(test)]
+mod tests {
+	use super::*;
+	use crate::store::memory::MemoryStore;
+
+	const NOW: Timestamp = 1_700_000_000;
+
+	fn invites() -> Invites {
+		Invites::new("example.com".to_owned(), Arc::new(MemoryStore::default()))
+	}
+
+	fn account() -> Request {
+		Request {
+			invite_type: Type::Register,
+			username: None,
+			is_reset: false,
+			account: None,
+			allow_registration: true,
+			ttl: Some(60),
+			max_uses: Some(1),
+		}
+	}
+
+	fn saved(invites: &Invites, request: Request) -> Token {
+		let (invite, token) = invites.prepare(request, NOW).unwrap();
+		invites.save(&invite).unwrap();
+		token
+	}
+
+	fn condition<T: std::fmt::Debug>(result: Result<T, InviteError>) -> &'static str {
+		result.unwrap_err().condition()
+	}
+
+	fn attempt(token: &Token, name: &str) -> Attempt {
+		Attempt {
+			digest: token.digest(),
+			purpose: Purpose::Account,
+			invitee: Some(name.to_owned()),
+			depends_on: None,
+		}
+	}
+
+	#[test]
+	fn a_token_is_good_until_it_is_redeemed() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let presented = token.reveal().as_bytes();
+		assert!(invites.get(presented, Purpose::Account, NOW).is_ok());
+		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+		assert!(invites.get(presented, Purpose::Account, NOW).is_ok(), "a claim may yet be released");
+		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-busy");
+		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
+		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_none(), "done before");
+		assert_eq!(condition(invites.get(presented, Purpose::Account, NOW)), "token-invalid");
+		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-used");
+	}
+
+	#[test]
+	fn a_released_token_is_good_again() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+		assert!(invites.release(&nonce).unwrap());
+		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
+		assert_eq!(condition(invites.redeem(&token.digest(), &nonce, None, NOW)), "claim-lost");
+	}
+
+	#[test]
+	fn a_token_found_good_can_be_redeemed_after_it_expired() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		assert_eq!(
+			condition(invites.get(token.reveal().as_bytes(), Purpose::Account, NOW + 61)),
+			"token-expired"
+		);
+		assert_eq!(invites.end_expired(10, NOW + 61).unwrap().len(), 1);
+		assert!(invites.redeem_at_once(attempt(&token, "bob"), None, NOW + 61).is_ok());
+	}
+
+	#[test]
+	fn a_revoked_token_is_neither_good_nor_redeemable_but_a_claim_on_it_stands() {
+		let invites = invites();
+		let (token, claimed) = (saved(&invites, account()), saved(&invites, account()));
+		let nonce = invites.claim(attempt(&claimed, "bob"), None, NOW).unwrap();
+		for token in [&token, &claimed] {
+			assert!(invites.revoke(&token.digest(), None, NOW).unwrap().is_some());
+			assert!(invites.revoke(&token.digest(), None, NOW).unwrap().is_none());
+			assert_eq!(
+				condition(invites.get(token.reveal().as_bytes(), Purpose::Account, NOW)),
+				"token-invalid"
+			);
+			assert_eq!(condition(invites.claim(attempt(token, "eve"), None, NOW)), "token-invalid");
+		}
+		assert!(invites.redeem(&claimed.digest(), &nonce, None, NOW).unwrap().is_some());
+	}
+
+	#[test]
+	fn an_invite_does_not_outlive_its_inviter_and_sleeps_while_he_is_disabled() {
+		let invites = invites();
+		let from_juliet =
+			Request { invite_type: Type::Roster, username: Some("juliet".to_owned()), ..account() };
+		let token = saved(&invites, from_juliet);
+		let with = |depends_on| Attempt { depends_on: Some(depends_on), ..attempt(&token, "bob") };
+		assert_eq!(condition(invites.claim(with(Account::Disabled), None, NOW)), "token-invalid");
+		let nonce = invites.claim(with(Account::Unknown), None, NOW).unwrap();
+		invites.release(&nonce).unwrap();
+		assert_eq!(condition(invites.claim(with(Account::Missing), None, NOW)), "token-invalid");
+		assert_eq!(condition(invites.claim(with(Account::Active), None, NOW)), "token-invalid");
+		assert!(invites.find(&token.digest()).unwrap().revoked_at.is_some());
+	}
+
+	#[test]
+	fn a_dead_servers_claim_becomes_its_account_or_is_released() {
+		let invites = invites();
+		let later = NOW + LEASE + 1;
+		for (outcome, then) in [
+			(Account::Active, Err("token-used")),
+			(Account::Missing, Ok(())),
+			(Account::Unknown, Err("claims-stale")),
+		] {
+			let token = saved(&invites, account());
+			invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+			assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW + LEASE)), "token-busy");
+			let Err(InviteError::ClaimsStale(stale)) = invites.claim(attempt(&token, "eve"), None, later)
+			else {
+				panic!("the claim is not stale");
+			};
+			invites.settle(&stale[0].digest, &stale[0].nonce, outcome, later).unwrap();
+			let again = invites.claim(attempt(&token, "eve"), None, later);
+			assert_eq!(again.as_ref().map(drop).map_err(InviteError::condition), then, "{outcome:?}");
+			if let Ok(nonce) = again {
+				invites.release(&nonce).unwrap();
+			}
+		}
+	}
+
+	#[test]
+	fn a_newer_invite_for_a_name_takes_the_place_of_the_older() {
+		let invites = invites();
+		let bound = Request { username: Some("juliet".to_owned()), ..account() };
+		let older = saved(&invites, bound.clone());
+		let newer = saved(&invites, bound);
+		assert_eq!(condition(invites.claim(attempt(&older, "juliet"), None, NOW)), "token-invalid");
+		assert_eq!(condition(invites.check_name("juliet", NOW)), "name-reserved");
+		assert!(invites.claim(attempt(&newer, "juliet"), None, NOW).is_ok());
+		assert_eq!(condition(invites.check_name("juliet", NOW)), "token-busy");
+		assert!(invites.check_name("romeo", NOW).is_ok());
+	}
+
+	#[test]
+	fn an_existing_account_is_not_invited_and_a_missing_one_not_reset() {
+		let invites = invites();
+		let made = |is_reset, account| {
+			let request = Request {
+				username: Some("juliet".to_owned()),
+				is_reset,
+				account: Some(account),
+				..self::account()
+			};
+			invites.prepare(request, NOW).map(drop).map_err(|error| error.condition())
+		};
+		assert_eq!(made(false, Account::Active), Err("conflict"));
+		assert_eq!(made(false, Account::Disabled), Err("conflict"));
+		assert_eq!(made(true, Account::Missing), Err("item-not-found"));
+		assert_eq!(made(true, Account::Disabled), Err("not-allowed"));
+		for (is_reset, account) in [(false, Account::Missing), (true, Account::Active)] {
+			assert_eq!(made(is_reset, account), Ok(()));
+			assert_eq!(made(is_reset, Account::Unknown), Ok(()));
+		}
+	}
+
+	#[test]
+	fn the_public_id_redeems_nothing() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let id = token.digest().id().to_string();
+		assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+	}
+
+	#[test]
+	fn pages_leave_out_what_is_not_pending_and_still_reach_the_end() {
+		let invites = invites();
+		for index in 0..50_i64 {
+			let ttl = Some(if index % 2 == 0 { 60 } else { -60 });
+			saved(&invites, Request { ttl, ..account() });
+		}
+		let contact_only = Request {
+			invite_type: Type::Roster,
+			username: Some("juliet".to_owned()),
+			allow_registration: false,
+			..account()
+		};
+		saved(&invites, contact_only);
+		let (mut found, mut after) = (0, None);
+		loop {
+			let (page, next) = invites.pending(after.as_ref(), 7, NOW).unwrap();
+			found += page.len();
+			let Some(next) = next else { break };
+			after = Some(next);
+		}
+		assert_eq!(found, 26);
+	}
+}
