@@ -1,0 +1,429 @@
+//! What every store must pass: give `suite!` a closure that makes an empty store in a scratch directory.
+//!
+//! The rules themselves are tested where they stand; here it is that the store asks them and acts at once.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{InviteStore, StoreError};
+use crate::clock::Timestamp;
+use crate::invite::{Invite, Type};
+use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
+use crate::token::{Digest, Nonce, Token};
+use crate::value::{Table, Value};
+
+/// Stamps one test per promise of [`InviteStore`].
+macro_rules! suite {
+	($make:expr) => {
+		$crate::store::conformance::suite!(@ $make;
+			an_invite_comes_back_as_it_was_stored,
+			hosts_do_not_see_each_others_invites,
+			a_second_invite_with_the_same_token_is_refused_and_the_first_stays,
+			a_newer_bound_invite_revokes_the_older,
+			an_import_keeps_what_is_new_and_wakes_nothing,
+			a_limit_is_reached_exactly_whatever_races,
+			a_name_is_claimed_once_whatever_races,
+			without_a_limit_every_redemption_counts,
+			a_claim_is_redeemed_once_and_remembered,
+			a_released_claim_is_free_again_and_lost_to_its_owner,
+			a_replaced_claim_makes_room_for_its_successor,
+			a_renewed_claim_is_not_stale,
+			a_stale_claim_is_told_and_its_release_spares_a_renewed_one,
+			an_unknown_token_is_neither_redeemed_nor_revoked,
+			what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation,
+			retiring_takes_what_is_picked_of_one_user_alone,
+			a_pause_keeps_others_out_until_it_ends,
+			each_expired_invite_is_ended_once,
+			a_name_is_seen_as_reserved_and_as_claimed,
+			pages_follow_each_other_without_gap_or_repetition,
+		);
+	};
+	(@ $make:expr; $($promise:ident,)*) => {
+		$(
+			#[test]
+			fn $promise() {
+				let scratch = tempfile::tempdir().unwrap();
+				let make: fn(&std::path::Path) -> _ = $make;
+				$crate::store::conformance::$promise(&make(scratch.path()));
+			}
+		)*
+	};
+}
+pub(crate) use suite;
+
+const NOW: Timestamp = 1_700_000_000;
+
+/// An invite of a local user with something in most fields.
+pub(crate) fn sample(host: &str, token: &str) -> Invite {
+	let groups = [(Value::Int(1), Value::text("a")), (Value::Int(2), Value::Str(vec![0, 255]))];
+	let additional_data = [(Value::text("groups"), Value::Table(groups.into_iter().collect()))];
+	Invite {
+		host: host.to_owned(),
+		digest: Digest::of(token.as_bytes()),
+		token: Some(Token::from_stored(token.to_owned())),
+		invite_type: Type::Roster,
+		username: Some("jörg".to_owned()),
+		allow_registration: true,
+		created_at: NOW,
+		expires: Some(NOW + 60),
+		max_uses: Some(1),
+		uses: 0,
+		paused: false,
+		revoked_at: None,
+		revoked_why: None,
+		ended_at: None,
+		fields: [(Value::text("additional_data"), Value::Table(additional_data.into_iter().collect()))]
+			.into_iter()
+			.collect(),
+	}
+}
+
+/// An invite for an account of any name.
+fn account(token: &str) -> Invite {
+	Invite { invite_type: Type::Register, username: None, ..sample("example.com", token) }
+}
+
+fn bound(token: &str, username: &str) -> Invite {
+	Invite { username: Some(username.to_owned()), ..account(token) }
+}
+
+pub(crate) fn claim(invite: &Invite, purpose: Purpose, invitee: &str, now: Timestamp) -> Claim {
+	Claim {
+		host: invite.host.clone(),
+		nonce: Nonce::generate().unwrap(),
+		digest: invite.digest,
+		purpose,
+		invitee: Some(invitee.to_owned()),
+		boot: Nonce::from_bytes([1; 16]),
+		lease_end: now + LEASE,
+	}
+}
+
+/// Claims and redeems for an account without a name; whether it was let.
+pub(crate) fn redeem_once(store: &impl InviteStore, invite: &Invite) -> bool {
+	let claim = Claim { invitee: None, ..claim(invite, Purpose::Account, "", NOW) };
+	store.redeem_at_once(&claim, Some("test"), NOW).unwrap().is_ok()
+}
+
+pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &impl InviteStore) {
+	let full = sample("example.com", "full");
+	let bare = Invite {
+		digest: Digest::of(b"bare"),
+		token: None,
+		invite_type: Type::Register,
+		username: None,
+		allow_registration: false,
+		expires: None,
+		max_uses: None,
+		uses: 7,
+		paused: true,
+		revoked_at: Some(NOW + 1),
+		revoked_why: Some("a \"reason\"".to_owned()),
+		ended_at: Some(NOW + 2),
+		fields: Table::default(),
+		..full.clone()
+	};
+	for invite in [full, bare] {
+		assert_eq!(store.create(&invite).unwrap(), []);
+		assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(invite));
+	}
+}
+
+pub(crate) fn hosts_do_not_see_each_others_invites(store: &impl InviteStore) {
+	let (here, there) = (sample("a.example", "same"), sample("b.example", "same"));
+	store.create(&here).unwrap();
+	let claim_there = claim(&there, Purpose::Account, "bob", NOW);
+	assert_eq!(store.find(&there.host, &there.digest).unwrap(), None);
+	assert_eq!(store.claim(&claim_there, None, NOW).unwrap(), Err(Refusal::Invalid));
+	assert_eq!(store.revoke(&there.host, &there.digest, None, NOW).unwrap(), None);
+	assert_eq!(store.retire(&there.host, "jörg", &|_| true, "", NOW).unwrap(), []);
+	assert_eq!(store.end_expired(&there.host, 10, NOW + 61).unwrap(), []);
+	store.create(&there).unwrap();
+	store.claim(&claim_there, None, NOW).unwrap().unwrap();
+	assert!(!store.release(&here.host, &claim_there.nonce, None).unwrap());
+	assert!(!store.renew(&here.host, &claim_there.nonce, NOW).unwrap());
+	let lost = store.redeem(&here.host, &here.digest, &claim_there.nonce, None, NOW).unwrap();
+	assert_eq!(lost, Redeemed::Lost);
+	assert!(redeem_once(store, &here));
+	assert_eq!(store.open_invites("a.example", None, 10).unwrap(), []);
+	assert_eq!(store.open_invites("b.example", None, 10).unwrap(), [there]);
+}
+
+pub(crate) fn a_second_invite_with_the_same_token_is_refused_and_the_first_stays(store: &impl InviteStore) {
+	for first in [account("same"), bound("bound", "juliet")] {
+		store.create(&first).unwrap();
+		let second = Invite { created_at: 5, ..first.clone() };
+		assert!(matches!(store.create(&second), Err(StoreError::Exists)));
+		assert_eq!(store.find(&first.host, &first.digest).unwrap(), Some(first));
+	}
+}
+
+pub(crate) fn a_newer_bound_invite_revokes_the_older(store: &impl InviteStore) {
+	let (older, newer) =
+		(bound("older", "juliet"), Invite { created_at: NOW + 1, ..bound("newer", "juliet") });
+	store.create(&older).unwrap();
+	let superseded = store.create(&newer).unwrap();
+	assert_eq!(superseded.len(), 1);
+	assert_eq!(superseded[0].digest, older.digest);
+	let found = store.find(&older.host, &older.digest).unwrap().unwrap();
+	assert_eq!((found.revoked_at, found.ended_at), (Some(NOW + 1), Some(NOW + 1)));
+	assert_eq!(store.find(&newer.host, &newer.digest).unwrap(), Some(newer));
+}
+
+pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &impl InviteStore) {
+	let [used, revoked, open, new, same_name] =
+		["used", "revoked", "open", "new", "same name"].map(|token| bound(token, token));
+	let same_name = Invite { username: new.username.clone(), ..same_name };
+	for invite in [&used, &revoked, &open] {
+		store.create(invite).unwrap();
+	}
+	store.redeem_at_once(&claim(&used, Purpose::Account, "used", NOW), None, NOW).unwrap().unwrap();
+	store.revoke(&revoked.host, &revoked.digest, None, NOW).unwrap().unwrap();
+	let all = [used.clone(), revoked.clone(), open.clone(), new.clone(), same_name.clone()];
+	assert_eq!(store.import(&all).unwrap(), 2);
+	assert_eq!(store.import(&all).unwrap(), 0);
+	let found = |invite: &Invite| store.find(&invite.host, &invite.digest).unwrap().unwrap();
+	assert_eq!((found(&used).uses, found(&revoked).revoked_at), (1, Some(NOW)));
+	assert_eq!([found(&open), found(&new), found(&same_name)], [open, new, same_name]);
+}
+
+pub(crate) fn a_limit_is_reached_exactly_whatever_races(store: &impl InviteStore) {
+	for limit in [1, 5] {
+		let invite = Invite { max_uses: Some(limit), ..account(&format!("limit {limit}")) };
+		store.create(&invite).unwrap();
+		let redeemed = AtomicUsize::new(0);
+		std::thread::scope(|threads| {
+			for thread in 0..8 {
+				let (invite, redeemed) = (&invite, &redeemed);
+				threads.spawn(move || {
+					for attempt in 0..3 {
+						let claim = claim(invite, Purpose::Account, &format!("user{thread}.{attempt}"), NOW);
+						if attempt == 1 {
+							let at_once = store.redeem_at_once(&claim, None, NOW).unwrap();
+							redeemed.fetch_add(usize::from(at_once.is_ok()), Ordering::SeqCst);
+						} else if store.claim(&claim, None, NOW).unwrap().is_ok() {
+							let done =
+								store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
+							assert!(matches!(done, Redeemed::Now(_)));
+							redeemed.fetch_add(1, Ordering::SeqCst);
+						}
+					}
+				});
+			}
+		});
+		let limit_reached = usize::try_from(limit).unwrap();
+		assert_eq!(redeemed.into_inner(), limit_reached);
+		assert_eq!(store.redemptions(&invite.host, &invite.digest).unwrap().len(), limit_reached);
+		let found = store.find(&invite.host, &invite.digest).unwrap().unwrap();
+		assert_eq!(found, Invite { uses: limit, ended_at: Some(NOW), ..invite });
+	}
+}
+
+pub(crate) fn a_name_is_claimed_once_whatever_races(store: &impl InviteStore) {
+	let group = Invite { max_uses: None, ..account("group") };
+	store.create(&group).unwrap();
+	let claimed = AtomicUsize::new(0);
+	std::thread::scope(|threads| {
+		for _ in 0..8 {
+			threads.spawn(|| {
+				let claim = claim(&group, Purpose::Account, "juliet", NOW);
+				claimed.fetch_add(
+					usize::from(store.claim(&claim, None, NOW).unwrap().is_ok()),
+					Ordering::SeqCst,
+				);
+			});
+		}
+	});
+	assert_eq!(claimed.into_inner(), 1);
+}
+
+pub(crate) fn without_a_limit_every_redemption_counts(store: &impl InviteStore) {
+	let invite = Invite { max_uses: None, ..account("group") };
+	store.create(&invite).unwrap();
+	for _ in 0..3 {
+		assert!(redeem_once(store, &invite));
+	}
+	let found = store.find(&invite.host, &invite.digest).unwrap().unwrap();
+	assert_eq!(found, Invite { uses: 3, ..invite });
+}
+
+pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &impl InviteStore) {
+	let invite = sample("example.com", "t");
+	store.create(&invite).unwrap();
+	let claim = claim(&invite, Purpose::Contact, "romeo@example.net", NOW);
+	store.claim(&claim, None, NOW).unwrap().unwrap();
+	let redeem = || store.redeem(&claim.host, &claim.digest, &claim.nonce, Some("test"), NOW + 1).unwrap();
+	let after = Invite { uses: 1, ended_at: Some(NOW + 1), ..invite.clone() };
+	assert_eq!(redeem(), Redeemed::Now(after.clone()));
+	assert_eq!(redeem(), Redeemed::Before);
+	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(after));
+	let expected = Redemption {
+		nonce: claim.nonce,
+		purpose: Purpose::Contact,
+		invitee: Some("romeo@example.net".to_owned()),
+		source: Some("test".to_owned()),
+		used_at: NOW + 1,
+	};
+	assert_eq!(store.redemptions(&invite.host, &invite.digest).unwrap(), [expected]);
+	assert!(!store.release(&claim.host, &claim.nonce, None).unwrap());
+}
+
+pub(crate) fn a_released_claim_is_free_again_and_lost_to_its_owner(store: &impl InviteStore) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let (first, second) =
+		(claim(&invite, Purpose::Account, "alice", NOW), claim(&invite, Purpose::Account, "bob", NOW));
+	store.claim(&first, None, NOW).unwrap().unwrap();
+	assert_eq!(store.claim(&second, None, NOW).unwrap(), Err(Refusal::Busy));
+	assert!(store.release(&first.host, &first.nonce, None).unwrap());
+	store.claim(&second, None, NOW).unwrap().unwrap();
+	let lost = store.redeem(&first.host, &first.digest, &first.nonce, None, NOW).unwrap();
+	assert_eq!(lost, Redeemed::Lost);
+	assert_eq!(store.find(&invite.host, &invite.digest).unwrap().unwrap().uses, 0);
+}
+
+pub(crate) fn a_replaced_claim_makes_room_for_its_successor(store: &impl InviteStore) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let (first, second) =
+		(claim(&invite, Purpose::Account, "alice", NOW), claim(&invite, Purpose::Account, "alice", NOW));
+	store.claim(&first, None, NOW).unwrap().unwrap();
+	store.claim(&second, Some(&first.nonce), NOW).unwrap().unwrap();
+	let redeem = |claim: &Claim| store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
+	assert_eq!(redeem(&first), Redeemed::Lost);
+	assert!(matches!(redeem(&second), Redeemed::Now(_)));
+}
+
+pub(crate) fn a_renewed_claim_is_not_stale(store: &impl InviteStore) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let first = claim(&invite, Purpose::Account, "alice", NOW);
+	store.claim(&first, None, NOW).unwrap().unwrap();
+	let later = NOW + LEASE + 1;
+	assert!(store.renew(&first.host, &first.nonce, later + LEASE).unwrap());
+	let second = claim(&invite, Purpose::Account, "bob", later);
+	assert_eq!(store.claim(&second, None, later).unwrap(), Err(Refusal::Busy));
+}
+
+pub(crate) fn a_stale_claim_is_told_and_its_release_spares_a_renewed_one(store: &impl InviteStore) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let first = claim(&invite, Purpose::Account, "alice", NOW);
+	store.claim(&first, None, NOW).unwrap().unwrap();
+	let later = NOW + LEASE + 1;
+	let second = claim(&invite, Purpose::Account, "bob", later);
+	assert_eq!(store.claim(&second, None, later).unwrap(), Err(Refusal::Stale(vec![first.clone()])));
+	assert!(!store.release(&first.host, &first.nonce, Some(NOW + LEASE)).unwrap());
+	assert!(store.release(&first.host, &first.nonce, Some(later)).unwrap());
+	store.claim(&second, None, later).unwrap().unwrap();
+}
+
+pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &impl InviteStore) {
+	let unknown = account("unknown");
+	assert_eq!(store.find(&unknown.host, &unknown.digest).unwrap(), None);
+	assert!(!redeem_once(store, &unknown));
+	assert_eq!(store.revoke(&unknown.host, &unknown.digest, None, NOW).unwrap(), None);
+	assert!(!store.set_paused(&unknown.host, &unknown.digest, true).unwrap());
+	let nonce = Nonce::generate().unwrap();
+	let lost = store.redeem(&unknown.host, &unknown.digest, &nonce, None, NOW).unwrap();
+	assert_eq!(lost, Redeemed::Lost);
+}
+
+pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(store: &impl InviteStore) {
+	let invite = account("revoked");
+	store.create(&invite).unwrap();
+	let revoked = Invite {
+		revoked_at: Some(10),
+		revoked_why: Some("why".to_owned()),
+		ended_at: Some(10),
+		..invite.clone()
+	};
+	let revoke = |why, now| store.revoke(&invite.host, &invite.digest, Some(why), now).unwrap();
+	assert_eq!(revoke("why", 10), Some(revoked.clone()));
+	assert_eq!(revoke("again", 20), None);
+	assert!(!redeem_once(store, &invite));
+	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(revoked));
+}
+
+pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &impl InviteStore) {
+	let of = |token: &str, username: &str, allow_registration| Invite {
+		username: Some(username.to_owned()),
+		allow_registration,
+		..sample("example.com", token)
+	};
+	let mine = [of("1", "juliet", true), of("2", "juliet", true), of("3", "juliet", false)];
+	let others = of("4", "romeo", true);
+	mine.iter().chain([&others]).for_each(|invite| assert_eq!(store.create(invite).unwrap(), []));
+	assert!(redeem_once(store, &mine[0]));
+	let retired =
+		store.retire("example.com", "juliet", &|invite| invite.allow_registration, "why", NOW + 1).unwrap();
+	assert_eq!(retired.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [mine[1].digest]);
+	let open: Vec<_> = store.open_invites("example.com", None, 10).unwrap();
+	let mut left = [mine[2].clone(), others];
+	left.sort_by_key(|invite| invite.digest);
+	assert_eq!(open, left);
+}
+
+pub(crate) fn a_pause_keeps_others_out_until_it_ends(store: &impl InviteStore) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let pause = |paused| store.set_paused(&invite.host, &invite.digest, paused).unwrap();
+	assert!(pause(true) && !pause(true));
+	assert!(!redeem_once(store, &invite));
+	assert!(pause(false) && !pause(false));
+	assert!(redeem_once(store, &invite));
+	assert!(!pause(true), "it has ended");
+}
+
+pub(crate) fn each_expired_invite_is_ended_once(store: &impl InviteStore) {
+	for index in 0..5 {
+		store.create(&Invite { expires: Some(NOW + index), ..account(&format!("t{index}")) }).unwrap();
+	}
+	store.create(&Invite { expires: None, ..account("endless") }).unwrap();
+	let end = |limit, now| store.end_expired("example.com", limit, now).unwrap().len();
+	assert_eq!(end(10, NOW), 0);
+	assert_eq!(end(2, NOW + 3), 2);
+	assert_eq!(end(10, NOW + 3), 1);
+	assert_eq!(end(10, NOW + 3), 0);
+	let ended = store.find("example.com", &Digest::of(b"t0")).unwrap().unwrap();
+	assert_eq!((ended.ended_at, ended.revoked_at), (Some(NOW + 3), None));
+	assert!(redeem_once(store, &ended), "who was validated before may still redeem it");
+}
+
+pub(crate) fn a_name_is_seen_as_reserved_and_as_claimed(store: &impl InviteStore) {
+	let (own, other) = (bound("own", "juliet"), account("other"));
+	store.create(&own).unwrap();
+	store.create(&other).unwrap();
+	let view = store.view_name("example.com", "juliet", NOW).unwrap();
+	assert!(view.is_reserved && view.claims_on_name.is_empty());
+	assert!(!store.view_name("example.com", "romeo", NOW).unwrap().is_reserved);
+	let stranger = claim(&other, Purpose::Account, "juliet", NOW);
+	assert_eq!(store.claim(&stranger, None, NOW).unwrap(), Err(Refusal::Reserved));
+	let holder = claim(&own, Purpose::Account, "juliet", NOW);
+	store.claim(&holder, None, NOW).unwrap().unwrap();
+	assert_eq!(store.view_name("example.com", "juliet", NOW).unwrap().claims_on_name, [holder]);
+}
+
+pub(crate) fn pages_follow_each_other_without_gap_or_repetition(store: &impl InviteStore) {
+	let mut expected = Vec::new();
+	for index in 0..25 {
+		let invite = account(&format!("page {index}"));
+		store.create(&invite).unwrap();
+		match index % 5 {
+			0 => assert!(redeem_once(store, &invite)),
+			1 => assert!(store.revoke(&invite.host, &invite.digest, None, 1).unwrap().is_some()),
+			_ => expected.push(invite),
+		}
+	}
+	expected.sort_by_key(|invite| invite.digest);
+	let mut found = Vec::new();
+	loop {
+		let after = found.last().map(|invite: &Invite| invite.digest);
+		let page = store.open_invites("example.com", after.as_ref(), 5).unwrap();
+		let is_last = page.len() < 5;
+		found.extend(page);
+		if is_last {
+			break;
+		}
+	}
+	assert_eq!(found, expected);
+}

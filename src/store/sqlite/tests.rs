@@ -1,0 +1,215 @@
+//! What SQLite adds to the promises that every store keeps.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::store::conformance::{redeem_once, sample, suite};
+
+/// Long enough that no test on a loaded machine runs into it by accident.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+suite!(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT));
+
+fn scratch() -> (tempfile::TempDir, PathBuf) {
+	let scratch = tempfile::tempdir().unwrap();
+	let path = scratch.path().join("invites.sqlite3");
+	(scratch, path)
+}
+
+fn problem(store: &SqliteStore) -> String {
+	store.find("example.com", &Digest::of(b"x")).unwrap_err().to_string()
+}
+
+#[test]
+fn every_migration_applies_and_the_version_is_their_number() {
+	let (_scratch, path) = scratch();
+	SqliteStore::new(&path, LOCK_WAIT).create(&sample("example.com", "t")).unwrap();
+	let connection = Connection::open(&path).unwrap();
+	assert_eq!(version(&connection).unwrap(), i64::try_from(MIGRATIONS.len()).unwrap());
+	assert!(is_current(&connection).is_ok_and(|current| current));
+}
+
+#[test]
+fn nothing_is_opened_before_the_first_call() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	assert!(!path.exists());
+	store.find("example.com", &Digest::of(b"x")).unwrap();
+	assert!(path.exists());
+}
+
+#[test]
+fn the_files_are_for_their_owner_alone() {
+	let (scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	store.create(&sample("example.com", "t")).unwrap();
+	let mut modes: Vec<_> = std::fs::read_dir(scratch.path())
+		.unwrap()
+		.map(|entry| {
+			let entry = entry.unwrap();
+			(entry.file_name().into_string().unwrap(), entry.metadata().unwrap().permissions().mode() & 0o777)
+		})
+		.collect();
+	modes.sort();
+	let expected = ["invites.sqlite3", "invites.sqlite3-shm", "invites.sqlite3-wal"];
+	assert_eq!(modes, expected.map(|name| (name.to_owned(), 0o600)));
+}
+
+#[test]
+fn a_connection_waits_for_the_disk_at_each_commit() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let pragmas = store.with("testing", |connection| {
+		let read = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+		Ok((read("synchronous")?, read("trusted_schema")?))
+	});
+	let full = 2;
+	assert_eq!(pragmas.unwrap(), (full, 0));
+}
+
+#[test]
+fn invites_are_there_after_reopening() {
+	let (_scratch, path) = scratch();
+	let invite = sample("example.com", "t");
+	SqliteStore::new(&path, LOCK_WAIT).create(&invite).unwrap();
+	let again = SqliteStore::new(&path, LOCK_WAIT);
+	assert_eq!(again.find(&invite.host, &invite.digest).unwrap(), Some(invite));
+}
+
+#[test]
+fn one_store_serves_all_hosts_of_a_process() {
+	let (_scratch, path) = scratch();
+	let (one, other) = (SqliteStore::shared(&path, LOCK_WAIT), SqliteStore::shared(&path, LOCK_WAIT));
+	assert!(Arc::ptr_eq(&one, &other));
+}
+
+#[test]
+fn many_that_start_at_once_on_a_new_file_all_succeed() {
+	let (_scratch, path) = scratch();
+	std::thread::scope(|threads| {
+		for index in 0..16 {
+			let path = &path;
+			threads.spawn(move || {
+				let store = SqliteStore::new(path, LOCK_WAIT);
+				store.create(&sample("example.com", &format!("t{index}"))).unwrap();
+			});
+		}
+	});
+	let found = SqliteStore::new(&path, LOCK_WAIT).open_invites("example.com", None, 100).unwrap();
+	assert_eq!(found.len(), 16);
+}
+
+#[test]
+fn connections_racing_for_one_invite_redeem_it_once() {
+	let (_scratch, path) = scratch();
+	let stores: Vec<_> = (0..4).map(|_| SqliteStore::new(&path, LOCK_WAIT)).collect();
+	for round in 0..50 {
+		let invite = Invite { username: None, ..sample("example.com", &format!("t{round}")) };
+		stores[0].create(&invite).unwrap();
+		let redeemed = std::thread::scope(|threads| {
+			let racers: Vec<_> =
+				stores.iter().map(|store| threads.spawn(|| redeem_once(store, &invite))).collect();
+			racers.into_iter().map(|racer| racer.join().unwrap()).filter(|won| *won).count()
+		});
+		assert_eq!(redeemed, 1);
+	}
+}
+
+#[test]
+fn a_missing_directory_is_named_and_not_created() {
+	let scratch = tempfile::tempdir().unwrap();
+	let directory = scratch.path().join("missing");
+	let problem = problem(&SqliteStore::new(&directory.join("invites.sqlite3"), LOCK_WAIT));
+	assert!(problem.contains("directory does not exist: create it"), "{problem}");
+	assert!(!directory.exists());
+}
+
+#[test]
+fn a_file_system_without_wal_is_told_in_words() {
+	let (_scratch, path) = scratch();
+	// SQLite's own driver for file systems that cannot lock: it cannot share memory either.
+	let store = SqliteStore { vfs: Some("unix-dotfile"), ..SqliteStore::new(&path, LOCK_WAIT) };
+	let problem = problem(&store);
+	assert!(problem.contains("move Prosody's data directory to a local disk"), "{problem}");
+}
+
+#[test]
+fn another_programs_database_is_left_alone() {
+	let (_scratch, path) = scratch();
+	Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+	let problem = problem(&SqliteStore::new(&path, LOCK_WAIT));
+	assert!(problem.contains("of another program"), "{problem}");
+	let tables: i64 = Connection::open(&path)
+		.unwrap()
+		.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+		.unwrap();
+	assert_eq!(tables, 1);
+}
+
+#[test]
+fn a_newer_schema_is_refused_naming_both_versions() {
+	let (_scratch, path) = scratch();
+	SqliteStore::new(&path, LOCK_WAIT).find("example.com", &Digest::of(b"x")).unwrap();
+	Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+	let problem = problem(&SqliteStore::new(&path, LOCK_WAIT));
+	assert!(problem.contains("schema 99") && problem.contains(&MIGRATIONS.len().to_string()), "{problem}");
+}
+
+#[test]
+fn garbage_is_reported_kept_and_recovered_from_without_a_restart() {
+	let (_scratch, path) = scratch();
+	let garbage = "garbage ".repeat(1000);
+	std::fs::write(&path, &garbage).unwrap();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let problem = problem(&store);
+	assert!(problem.contains("put a backup in its place"), "{problem}");
+	assert_eq!(std::fs::read_to_string(&path).unwrap(), garbage);
+	std::fs::remove_file(&path).unwrap();
+	store.create(&sample("example.com", "t")).unwrap();
+}
+
+#[test]
+fn a_lock_held_too_long_is_an_error_of_its_own_and_passes() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, Duration::from_millis(20));
+	let invite = sample("example.com", "t");
+	store.create(&invite).unwrap();
+	let other = Connection::open(&path).unwrap();
+	other.execute_batch("BEGIN IMMEDIATE").unwrap();
+	let error = store.revoke(&invite.host, &invite.digest, None, 1).unwrap_err();
+	assert!(error.to_string().contains("locked by another process"), "{error}");
+	assert!(store.find(&invite.host, &invite.digest).is_ok(), "reading needs no lock");
+	other.execute_batch("COMMIT").unwrap();
+	assert!(redeem_once(&store, &invite));
+}
+
+#[test]
+fn a_damaged_invite_is_named_by_its_id_and_hides_no_other() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let (damaged, whole) = (sample("example.com", "damaged"), sample("example.com", "whole"));
+	store.create(&damaged).unwrap();
+	store.create(&whole).unwrap();
+	let changed = Connection::open(&path)
+		.unwrap()
+		.execute("UPDATE invite SET fields = '{' WHERE digest = ?", [damaged.digest.as_bytes()])
+		.unwrap();
+	assert_eq!(changed, 1);
+	let error = store.find(&damaged.host, &damaged.digest).unwrap_err().to_string();
+	assert!(error.contains(&damaged.digest.id().to_string()), "{error}");
+	assert_eq!(store.find(&whole.host, &whole.digest).unwrap(), Some(whole));
+}
+
+#[test]
+fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts() {
+	let (scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	store.create(&sample("example.com", "old")).unwrap();
+	std::fs::remove_file(&path).unwrap();
+	let error = store.create(&sample("example.com", "lost")).unwrap_err().to_string();
+	assert!(error.contains("deleted or replaced"), "{error}");
+	let new = sample("example.com", "new");
+	store.create(&new).unwrap();
+	assert_eq!(SqliteStore::new(&path, LOCK_WAIT).find(&new.host, &new.digest).unwrap(), Some(new));
+	drop(scratch);
+}
