@@ -1,0 +1,128 @@
+-- COMPAT: what differs between the Prosody versions that mod_invites runs on (0.11, 0.12, 13.0), in one place.
+
+local compat = {};
+
+-- Prosody 13.0 calls its libraries "prosody.util.x", the versions before it "util.x".
+function compat.lib(name)
+	local found, lib = pcall(require, "prosody."..name);
+	if found then return lib; end
+	return require(name);
+end
+
+compat.unpack = rawget(table, "unpack") or rawget(_G, "unpack");
+
+local is_13 = pcall(require, "prosody.util.roles");
+
+-- Roles as the running version's mod_invites_register hands them to a new account: a map up to 0.12, since then a list
+-- that begins with the primary role. Invites may hold either, whichever version made them.
+function compat.roles(roles)
+	if type(roles) ~= "table" then return roles; end
+	if is_13 then return compat.list_roles(roles); end
+	if roles[1] == nil then return roles; end
+	local map = {};
+	for _, role in ipairs(roles) do map[role] = true; end
+	return map;
+end
+
+-- Roles as a list, whichever they are.
+function compat.list_roles(roles)
+	if not roles or roles[1] ~= nil then return roles or {}; end
+	local list = {};
+	for role, is_granted in pairs(roles) do
+		if is_granted and role ~= "prosody:admin" then table.insert(list, role); end
+	end
+	table.sort(list);
+	if roles["prosody:admin"] then table.insert(list, 1, "prosody:admin"); end
+	return list;
+end
+
+local usermanager = compat.lib("core.usermanager");
+
+-- What the user manager knows of an account on this host: "active", "disabled", "missing" or "unknown".
+function compat.account_state(username)
+	local exists, err = usermanager.user_exists(username, module.host);
+	if exists then
+		local is_enabled = usermanager.user_is_enabled; -- since 13.0
+		if is_enabled and is_enabled(username, module.host) == false then return "disabled"; end
+		return "active";
+	end
+	local provider = prosody.hosts[module.host].users;
+	if provider and provider.name and provider.name:find("^internal_") then
+		-- These report a storage that fails as an account that is not there.
+		local _, storage_err = module:open_store("accounts"):get(username);
+		return storage_err and "unknown" or "missing";
+	end
+	-- Others say nothing when what they ask is out of reach, and "not implemented" when they cannot ask.
+	return err == "Auth failed. Invalid username" and "missing" or "unknown";
+end
+
+-- The util.async runner that this code runs in and its thread; nil outside of one. That a runner is waiting can be seen
+-- from outside only by its state, and util.async gives it to nobody.
+function compat.current_runner()
+	local thread, is_main = coroutine.running();
+	if not thread or is_main then return nil; end
+	local level = 0;
+	while debug.getinfo(thread, level, "") do level = level + 1; end
+	local name, runner = debug.getlocal(thread, level - 1, 1);
+	if name == "self" and type(runner) == "table" and runner.thread == thread then
+		return runner, thread;
+	end
+end
+
+--- the Prosody shell
+
+-- Takes the flags out of the words of a command and sets them in `opts`: the words that are left, or nil and what is
+-- wrong. 13.0 has done this itself, from 0.12 every word comes as it was typed.
+function compat.parse_flags(words, opts, flags)
+	local left, i = {}, 1;
+	local value_params, array_params = flags.value_params or {}, flags.array_params or {};
+	local kv_params = flags.kv_params or {};
+	while i <= #words do
+		local name, value = tostring(words[i]):match("^%-%-([^=]+)=?(.*)$");
+		local key = name and name:gsub("%-", "_");
+		if not key then
+			if words[i] == "true" and kv_params.allow_registration then
+				opts.allow_registration = true; -- create_contact JID true
+			else
+				table.insert(left, words[i]);
+			end
+		elseif value_params[key] or array_params[key] then
+			if value == "" then
+				i = i + 1;
+				value = words[i];
+			end
+			if value == nil then return nil, "Expected value after --"..name; end
+			if array_params[key] then
+				opts[key] = opts[key] or {};
+				table.insert(opts[key], value);
+			else
+				opts[key] = value;
+			end
+		elseif kv_params[key] then
+			opts[key] = true;
+		else
+			return nil, "Unknown parameter: --"..name;
+		end
+		i = i + 1;
+	end
+	return left;
+end
+
+-- A command of the shell: `handler(self, selector, …)` is called with the words that were typed.
+function compat.add_shell_command(section, section_desc, command, handler)
+	if is_13 then
+		local item = { section = section, section_desc = section_desc, handler = handler };
+		for k, v in pairs(command) do
+			if k ~= "handler" then item[k] = v; end
+		end
+		module:add_item("shell-command", item);
+	else
+		local env = module:shared("/*/admin_shell/env");
+		env[section] = env[section] or {};
+		env[section][command.name] = handler;
+	end
+end
+
+compat.table = compat.lib("util.human.io").table;
+
+return compat;

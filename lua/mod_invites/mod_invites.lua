@@ -1,0 +1,641 @@
+-- mod_invites: creates invites and accepts them. The work is done by a native library, prosody_invites;
+-- this file gives it to Prosody: options, events, the functions that other modules call, and a prosodyctl command.
+--
+-- XEP-0379 v0.3.3: Pre-Authenticated Roster Subscription
+-- XEP-0401 v0.6.0: Ad-hoc Account Invitation Generation
+-- XEP-0445 v0.2.0: Pre-Authenticated In-Band Registration
+
+-- The library must be of this version: the two are installed together.
+local VERSION = "0.1.0";
+
+-- mod_invites_register refuses registrations without an invite, but only if its dependencies work.
+local function close_registration()
+	if module.host == "*" or not module:get_option_boolean("registration_invite_only", true) then return; end
+	module:hook("user-registering", function (event)
+		event.allowed = false;
+		event.reason = "Registration is closed because of a problem with this server's invitations";
+		event.error_type, event.error_condition = "wait", "internal-server-error";
+		return true;
+	end, 1000000);
+end
+
+local has_all_parts, bundled, compat, redemption, shell = pcall(function ()
+	return module:require("bundled"), module:require("compat"), module:require("redemption"), module:require("shell");
+end);
+if not has_all_parts then
+	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
+	close_registration();
+	local function refuse() return nil, "internal-server-error"; end
+	create_account, create_account_reset, create_contact, create_group = refuse, refuse, refuse, refuse;
+	get_account_invite_info, delete_account_invite, get, use = refuse, refuse, refuse, refuse;
+	function pending_account_invites() return function () end; end
+	return;
+end
+
+local json_null = compat.lib("util.json").null;
+local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
+local url_escape = compat.lib("util.http").urlencode;
+local interpolation = compat.lib("util.interpolation");
+
+local is_prosodyctl = prosody.process_type == "prosodyctl";
+
+-- One line, whatever is quoted in it.
+local function complain(line)
+	line = line:gsub("\\?[%c]", function (c) return ("\\%03d"):format(c:byte(-1)); end);
+	io.stderr:write("prosodyctl mod_invites: ", line, "\n");
+end
+
+-- Tells the operator. prosodyctl would print a log message among its results.
+local function report(text)
+	if is_prosodyctl then
+		complain(text);
+	else
+		module:log("error", "%s", text);
+	end
+end
+
+--- the library
+
+-- Whether a file is there, and whether it is as long as its ELF header says: the section headers end it. Loading a
+-- library that was cut off kills the process.
+local function examine(path)
+	local file = io.open(path, "rb");
+	if not file then return false; end
+	local header, size = file:read(64) or "", file:seek("end");
+	file:close();
+	local function number(offset, length)
+		local value = 0;
+		for i = offset + length, offset + 1, -1 do value = value * 256 + (header:byte(i) or 0); end
+		return value;
+	end
+	local is_64_bit, is_little_endian = header:byte(5) == 2, header:byte(6) == 1;
+	if header:sub(1, 4) ~= "\127ELF" then return true, false; end
+	if not is_little_endian then return true, true; end
+	local sections, entry_size, entries;
+	if is_64_bit then
+		sections, entry_size, entries = number(0x28, 8), number(0x3A, 2), number(0x3C, 2);
+	else
+		sections, entry_size, entries = number(0x20, 4), number(0x2E, 2), number(0x30, 2);
+	end
+	return true, size >= sections + entry_size * entries;
+end
+
+-- require() alone does not find the library: Prosody adds neither the installer's tree nor plugin_paths to
+-- package.cpath. It may lie beside this file (a checkout), in the lib half of a LuaRocks tree, or where Lua looks by
+-- itself.
+local function load_library()
+	local name = "prosody_invites";
+	if package.loaded[name] then return package.loaded[name]; end
+	local lua_version = _VERSION:match("%d+%.%d+");
+	local directories = {};
+	local here = module.path and module.path:match("^(.*)/[^/]*$");
+	if here then
+		table.insert(directories, here);
+		local tree = here:match("^(.*)/share/lua/"..lua_version:gsub("%.", "%%.").."/mod_invites$");
+		table.insert(directories, tree and tree.."/lib/lua/"..lua_version);
+	end
+	if prosody.paths.installer then
+		table.insert(directories, prosody.paths.installer.."/lib/lua/"..lua_version);
+	end
+	for _, directory in ipairs(directories) do
+		local path = directory.."/"..name..".so";
+		local is_there, is_whole = examine(path);
+		if is_there and not is_whole then
+			return nil, path.." is damaged";
+		elseif is_there then
+			local open, err = package.loadlib(path, "luaopen_"..name);
+			if not open then return nil, err; end
+			local is_open, library = pcall(open, name, path);
+			if not is_open or type(library) ~= "table" then
+				return nil, path.." is not the library of mod_invites, it gave "..tostring(library);
+			end
+			package.loaded[name] = library;
+			return library;
+		end
+	end
+	local found, library = pcall(require, name);
+	if found then return library; end
+	return nil, name..".so was found neither in "..table.concat(directories, ", ").." nor by Lua's own search";
+end
+
+local function load_native()
+	local library, err = load_library();
+	if not library then
+		return nil, ("its library cannot be loaded (%s): install mod_invites again, for %s"):format(err, _VERSION);
+	end
+	if library.version ~= VERSION then
+		return nil, ("this is version %s, its library is version %s: install mod_invites again and restart Prosody")
+			:format(VERSION, tostring(library.version));
+	end
+	return library;
+end
+
+local native, problem = load_native();
+
+--- options
+
+local WEEK = 7 * 86400;
+
+-- Seconds as a number or a duration as text, on every version of Prosody; math.huge for "never".
+local function get_period(name, default)
+	local value = module:get_option(name, default);
+	if value == "never" or value == false then return math.huge; end
+	local seconds = tonumber(value);
+	if not seconds and type(value) == "string" and native then
+		seconds = native.parse_duration(value);
+	end
+	if seconds and seconds < 0 then return math.huge; end -- as in Prosody 13
+	if seconds and seconds > 0 then return seconds; end
+	module:log("error", "%s = %s is not understood: use seconds, a duration like \"1 week\", or \"never\"; "
+		.."until then it is %d seconds", name, tostring(value), default);
+	return default;
+end
+
+local default_ttl = get_period("invite_expiry", WEEK);
+local reset_ttl = 86400;
+
+--- the host's invites
+
+-- What answers in the place of the library when there is none: registration must not open because of it.
+local function closed(why)
+	why = "No invite can be created or used: "..why;
+	-- prosodyctl says so when it is asked for something.
+	if not is_prosodyctl then report(why); end
+	local function refuse()
+		return nil, "internal-server-error", why;
+	end
+	return setmetatable({}, { __index = function () return refuse; end });
+end
+
+local function open_handle()
+	if not native then return closed(problem); end
+	local storage = module:get_option_string("invite_storage", "sqlite");
+	if storage == "memory" and is_prosodyctl then
+		return closed("invite_storage = \"memory\" is inside the server, where prosodyctl cannot reach it");
+	end
+	local is_open, handle, _, text = pcall(native.open, {
+		host = module.host;
+		storage = storage;
+		path = prosody.paths.data.."/invites.sqlite3";
+		-- The server serves nobody while it waits; an operator at a prompt can wait longer.
+		lock_wait_ms = is_prosodyctl and 10000 or 500;
+		null = json_null;
+	});
+	if not is_open or not handle then
+		problem = is_open and text or tostring(handle);
+		return closed(problem);
+	end
+	return handle;
+end
+
+local handle = module.host ~= "*" and open_handle();
+
+if problem then close_registration(); end
+
+-- Passes a failure of the library on: misuse is raised, anything else returned.
+local function failed(condition, text)
+	if condition == "misuse" then
+		error(text, 0);
+	elseif condition == "internal-server-error" then
+		report(text);
+	end
+	return nil, condition;
+end
+
+--- what the bundled module stored
+
+local is_imported = false;
+
+-- Takes over what the bundled module has stored for this host, if it is new. Nothing is removed there. False if its
+-- store cannot be read, so that nobody can say that there is no such invite.
+local function import_bundled()
+	if is_imported or problem then return true; end
+	local entries, err = bundled.read();
+	if not entries then
+		report("The invites that the bundled mod_invites stored cannot be read: "..tostring(err));
+		return false;
+	end
+	local counts, condition, text = handle:import_bundled(entries);
+	if not counts then
+		failed(condition, text);
+		return false;
+	end
+	is_imported = true;
+	for _, why in ipairs(counts.unreadable) do
+		report("An invite that the bundled mod_invites stored was not imported: "..why);
+	end
+	if counts.imported > 0 and not is_prosodyctl then
+		module:log("info", "Imported %d invites that the bundled mod_invites stored; %d were known, %d had expired",
+			counts.imported, counts.known, counts.expired);
+	end
+	return true;
+end
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	-- After the start, not in it; a call that comes earlier does it then.
+	module:add_timer(0, function ()
+		return not import_bundled() and 60 or nil;
+	end);
+end
+
+--- creating
+
+-- A username as it is stored and compared; nil if it can be nobody's.
+local function prepped(username)
+	if type(username) ~= "string" then
+		error("a username must be a string, not a "..type(username), 0);
+	end
+	local node = nodeprep(username);
+	return node ~= "" and node or nil;
+end
+
+local function create(request, additional_data)
+	local invite, draft, text = handle:prepare(request);
+	if not invite then return failed(draft, text); end
+	-- As they were passed, whatever counts as true.
+	invite.allow_registration = request.allow_registration;
+	invite.reusable = request.reusable;
+	invite.additional_data = additional_data;
+
+	-- Before it is stored: handlers add to it.
+	module:fire_event("invite-created", invite);
+
+	local restored, superseded, why = handle:save(invite, draft);
+	if not restored then return failed(superseded, why); end
+	for _, summary in ipairs(superseded) do
+		module:fire_event("invite-revoked", summary);
+	end
+	for _, name in ipairs(restored) do
+		module:log("warn", "A handler of invite-created changed the %s of an invite; it was restored", name);
+	end
+	return invite;
+end
+
+-- Creates an invite to register an account, with this username if one is given.
+function create_account(account_username, additional_data, ttl)
+	local username;
+	if account_username then
+		username = prepped(account_username);
+		if not username then return nil, "jid-malformed"; end
+	end
+	return create({
+		type = "register";
+		username = username;
+		account = username and compat.account_state(username);
+		is_reset = additional_data and additional_data.allow_reset;
+		allow_registration = true;
+		ttl = ttl or default_ttl;
+	}, additional_data);
+end
+
+-- Creates an invite to set a new password for an account. Both (username, ttl) and (username, additional_data, ttl)
+-- are in use.
+function create_account_reset(account_username, additional_data, ttl)
+	if additional_data ~= nil and type(additional_data) ~= "table" then
+		additional_data, ttl = nil, additional_data;
+	end
+	local username = prepped(account_username);
+	if not username then return nil, "jid-malformed"; end
+	local merged_additional_data = {};
+	for k, v in pairs(additional_data or {}) do
+		merged_additional_data[k] = v;
+	end
+	merged_additional_data.allow_reset = username;
+	return create_account(username, merged_additional_data, ttl or reset_ttl);
+end
+
+-- Creates an invite to become a contact of a local user; if allow_registration is given, also to register an account.
+function create_contact(username, allow_registration, additional_data, ttl)
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	return create({
+		type = "roster";
+		username = inviter;
+		allow_registration = allow_registration;
+		ttl = ttl or default_ttl;
+	}, additional_data);
+end
+
+-- Creates an invite to register an account that joins groups. If a ttl is given, it can be used any number of times
+-- until it expires.
+function create_group(group_ids, additional_data, ttl)
+	local merged_additional_data = { groups = group_ids };
+	for k, v in pairs(additional_data or {}) do
+		merged_additional_data[k] = v;
+	end
+	return create({
+		type = "register";
+		allow_registration = true;
+		reusable = not not ttl;
+		ttl = ttl or default_ttl;
+	}, merged_additional_data);
+end
+
+--- looking at invites
+
+-- Iterates over token, invite of a listing that comes in pages. Invites may be deleted meanwhile.
+local function iterate(kinds)
+	import_bundled();
+	local page, index, after, is_last = {}, 0, nil, false;
+	local function next_invite()
+		while index == #page do
+			if is_last then return nil; end
+			local invites, next_after, text = handle:pending_invites(kinds, after);
+			if not invites then
+				-- Callers loop over the result without a look at it, so there is no way to tell them.
+				failed(next_after, text);
+				is_last = true;
+				return nil;
+			end
+			page, index, after, is_last = invites, 0, next_after, not next_after;
+		end
+		index = index + 1;
+		return page[index].token, page[index];
+	end
+	return next_invite, {}, nil;
+end
+
+-- Iterates over token, invite of all invites that allow to register an account now.
+function pending_account_invites()
+	return iterate("account");
+end
+
+-- Iterates over token, invite of all invites that can be used now, those for a contact alone among them.
+function pending_invites()
+	return iterate("all");
+end
+
+local function get_info(kinds, token)
+	local is_complete = import_bundled();
+	local invite, condition, text = handle:info(kinds, token);
+	if not invite and condition == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
+	if not invite then return failed(condition, text); end
+	return invite;
+end
+
+-- All that is known of an invite that allows to register an account.
+function get_account_invite_info(token)
+	return get_info("account", token);
+end
+
+-- All that is known of an invite of any kind.
+function get_invite_info(token)
+	return get_info("all", token);
+end
+
+-- Revokes an invite of any kind: true, or nil and "token-invalid" if there was nothing to revoke.
+function revoke(token, why)
+	if not import_bundled() then return nil, "internal-server-error"; end
+	local revoked, condition, text = handle:revoke(token, why);
+	if revoked == nil then return failed(condition, text); end
+	if not revoked then return nil, "token-invalid"; end
+	module:fire_event("invite-revoked", revoked);
+	return true;
+end
+
+-- Revokes an invite of any kind. Also true if there is no such invite.
+function delete_account_invite(token)
+	local revoked, condition = revoke(token);
+	if not revoked and condition ~= "token-invalid" then return nil, condition; end
+	return true;
+end
+
+-- Makes the bundled module's store equal to the invites that can be used now: how many, or nil and an error.
+function export_to_bundled()
+	-- What was made there since is to stay.
+	if not import_bundled() then return nil, "internal-server-error"; end
+	local invites, after = {}, nil;
+	repeat
+		local page, next_after, text = handle:pending_invites("all", after);
+		if not page then return failed(next_after, text); end
+		for _, invite in ipairs(page) do table.insert(invites, invite); end
+		after = next_after;
+	until not after;
+	local written, err = bundled.write(invites);
+	if not written then return nil, err; end
+	return #invites;
+end
+
+--- accepting invites
+
+local valid_invite_methods = {};
+local valid_invite_mt = { __index = valid_invite_methods };
+
+-- Redeems the invite, unless the registration that it was validated for has done so already. True, or nil and
+-- "token-used" if somebody else was faster.
+function valid_invite_methods:use()
+	return redemption.use(self);
+end
+
+-- The validated invite of a token, or nil and why not. Its method :use() is to be called once it was actually used.
+-- With a username: for becoming a contact of this user. Without: for registering an account; the inviter, whose
+-- contact the new account becomes, is then in the field of that name.
+function get(token, username)
+	if token and username then
+		username = type(username) == "string" and nodeprep(username);
+		if not username or username == "" then return nil, "token-invalid"; end
+	end
+	local is_complete = import_bundled();
+	local invite, depends_on, text = handle:get(token, username or nil);
+	if not invite and depends_on == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
+	if not invite then return failed(depends_on, text); end
+	if depends_on then
+		local confirmed, condition, why, revoked = handle:confirm(token, compat.account_state(depends_on));
+		if revoked then module:fire_event("invite-revoked", revoked); end
+		if not confirmed then return failed(condition, why); end
+	end
+	if invite.additional_data and invite.additional_data.roles then
+		invite.additional_data.roles = compat.roles(invite.additional_data.roles);
+	end
+	return setmetatable(invite, valid_invite_mt);
+end
+
+-- Validates and redeems a token that allows to register an account, in one step.
+function use(token)
+	local invite, condition = get(token);
+	if not invite then return nil, condition; end
+	return invite:use();
+end
+
+if module.host ~= "*" and not problem then
+	redemption.hook(handle, get, report);
+end
+
+--- expiry
+
+local EXPIRY_INTERVAL = 60;
+
+local function end_expired()
+	local ended, condition, text = handle:end_expired();
+	if not ended then
+		failed(condition, text);
+		return EXPIRY_INTERVAL;
+	end
+	for _, summary in ipairs(ended) do
+		module:fire_event("invite-expired", summary);
+	end
+	-- There may be more than one batch of them.
+	return ended[1] and 1 or EXPIRY_INTERVAL;
+end
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	module:add_timer(EXPIRY_INTERVAL, end_expired);
+	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
+	module:hook_global("server-started", function () native.close(); end, 1000);
+	module:hook_global("server-stopped", function () native.close(); end, -1000);
+end
+
+--- landing pages
+
+-- A web page that explains the invite, such as a deployment of https://github.com/modernxmpp/easy-xmpp-invitation.
+-- Always an absolute URL, as it is passed on by itself.
+local page_template = module:get_option_string("invites_page");
+local page_supports = module:get_option_set("invites_page_supports", { "account", "contact", "account-and-contact" });
+
+local render_url = interpolation.new("%b{}", url_escape, {
+	urlescape = url_escape;
+	noscheme = function (url)
+		return (url:gsub("^[^:]+:", ""));
+	end;
+});
+
+local function is_supported(invite)
+	if invite.type == "register" then
+		local is_reset = invite.additional_data and invite.additional_data.allow_reset;
+		return page_supports:contains("account") or is_reset and page_supports:contains("password-reset");
+	elseif invite.allow_registration then
+		return page_supports:contains("account-and-contact");
+	end
+	return page_supports:contains("contact") or page_supports:contains("contact-only");
+end
+
+-- After the handlers of other modules: mod_invites_page knows its page better.
+module:hook("invite-created", function (invite)
+	if page_template and not invite.landing_page and is_supported(invite) then
+		invite.landing_page = render_url(page_template, { host = module.host, invite = invite });
+	end
+end, -1);
+
+--- the Prosody shell
+
+-- The commands of the shell for this host; the shell asks for them each time.
+function shell_commands()
+	local has_groups = module:get_option_inherited_set("modules_enabled", {}):contains("invites_groups");
+	return shell.commands(module.environment, native and native.parse_duration, has_groups);
+end
+
+if module.host ~= "*" and not is_prosodyctl then
+	shell.register(shell_commands);
+end
+
+--- prosodyctl mod_invites
+
+-- Loads what creates the invites of a host, and what puts landing pages on them, into this process.
+local function load_host(host)
+	local mm = compat.lib("core.modulemanager");
+	compat.lib("core.storagemanager").initialize_host(host);
+	compat.lib("core.usermanager").initialize_host(host);
+	-- prosodyctl has loaded this file for all hosts at once; a module loaded so is not loaded for one.
+	mm.unload("*", module.name);
+	local invites, err = mm.load(host, module.name);
+	if not invites then return nil, err; end
+	local config = compat.lib("core.configmanager");
+	local page_module = config.get(host, "invites_page_module") or "invites_page";
+	if mm.get_modules_for_host(host):contains(page_module) then
+		local loaded, page_err = mm.load(host, page_module);
+		if not loaded then
+			complain(("mod_%s cannot be loaded, so the link leads to no page: %s"):format(page_module, page_err));
+		end
+	end
+	return mm.get_module(host, module.name);
+end
+
+-- Why no invite was made, in words.
+local REFUSALS = {
+	["conflict"] = "the account %s exists already";
+	["item-not-found"] = "there is no account %s whose password could be reset";
+	["not-allowed"] = "the account %s is disabled";
+};
+
+local commands = {};
+
+function commands.generate(options)
+	local username = options.reset or options.username;
+	if username and not prepped(username) then
+		complain(("%q is not a possible username"):format(username));
+		return 2;
+	end
+	local invites, err = load_host(options.host);
+	if not invites then
+		complain(err);
+		return 1;
+	end
+	local invite, condition;
+	if options.reset then
+		invite, condition = invites.create_account_reset(options.reset);
+	else
+		local role = options.admin and "prosody:admin" or options.role;
+		invite, condition = invites.create_account(options.username, {
+			roles = role and compat.roles({ role });
+			groups = options.groups;
+		});
+	end
+	if not invite then
+		-- What is wrong with the storage was told when it happened.
+		if condition ~= "internal-server-error" then
+			complain(REFUSALS[condition]:format(username.."@"..options.host));
+		end
+		return 1;
+	end
+	local link = invite.landing_page or invite.uri;
+	if options.json then
+		print(native.json({
+			link = link;
+			token = invite.token;
+			uri = invite.uri;
+			landing_page = invite.landing_page;
+			type = invite.type;
+			jid = invite.jid;
+			created_at = invite.created_at;
+			expires = invite.expires ~= math.huge and invite.expires or nil;
+			additional_data = invite.additional_data;
+		}));
+	else
+		print(link);
+	end
+	return 0;
+end
+
+function commands.export(options)
+	local invites, err = load_host(options.host);
+	if not invites then
+		complain(err);
+		return 1;
+	end
+	local count;
+	count, err = invites.export_to_bundled();
+	if not count then
+		if err ~= "internal-server-error" then
+			complain("the bundled module's store cannot be written: "..err);
+		end
+		return 1;
+	end
+	print(("%d pending invites of %s are now all that the bundled module has"):format(count, options.host));
+	return 0;
+end
+
+function module.command(arg)
+	if not native then
+		complain(problem);
+		return 1;
+	end
+	local options = native.command(arg);
+	if options.stdout then io.stdout:write(options.stdout); end
+	if options.stderr then complain(options.stderr); end
+	if options.exit then return options.exit; end
+	if options.host == "*" or not prosody.hosts[options.host] then
+		complain(("there is no host %q in the configuration"):format(options.host));
+		return 2;
+	end
+	return commands[options.name](options);
+end

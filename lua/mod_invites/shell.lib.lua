@@ -1,0 +1,233 @@
+-- The "invite" commands of the Prosody shell. Their output is read by programs: links stand on the line that begins
+-- with "OK: ", and the columns of "list" are divided by " | ".
+
+local compat = module:require("compat");
+
+local jid_split = compat.lib("util.jid").split;
+local get_module = compat.lib("core.modulemanager").get_module;
+
+local shell = {};
+
+local NO_USERNAME = "Supply the JID of the account, not only a host";
+
+-- What went wrong, in words for an operator; other conditions are told as they are.
+local SENTENCES = {
+	["conflict"] = "There is an account with this username already";
+	["item-not-found"] = "There is no such account";
+	["not-allowed"] = "The account is disabled";
+	["internal-server-error"] = "The invite could not be stored or read; see the log";
+};
+
+local function fail(condition)
+	return nil, SENTENCES[condition] or condition;
+end
+
+local function describe(invite)
+	local username, host = jid_split(invite.jid);
+	local data = invite.additional_data;
+	if invite.type == "roster" then
+		return "Contact with "..invite.jid;
+	elseif data and data.allow_reset then
+		return "Password reset for "..data.allow_reset.."@"..host;
+	elseif username then
+		return "Register on "..host.." with username "..username;
+	end
+	return "Register on "..host;
+end
+
+local function date(seconds, format)
+	return seconds == math.huge and "never" or os.date(format, seconds);
+end
+
+-- The commands of one host. `invites` is the environment of the module; `duration` reads "2 days".
+function shell.commands(invites, duration, has_groups)
+	local function get_ttl(opts, default)
+		local text = opts.expires_after or default;
+		if not text then return nil; end
+		local seconds = duration and duration(text);
+		if not seconds then return nil, "Unable to parse duration: "..text; end
+		return seconds;
+	end
+
+	local function link_of(invite)
+		return invite.landing_page or invite.uri;
+	end
+
+	return {
+		{
+			name = "create_account";
+			desc = "Create an invitation to make an account on this server with the specified JID (supply only a hostname to "
+				.."allow any username)";
+			args = { { name = "user_jid", type = "string" } };
+			host_selector = "user_jid";
+			flags = {
+				array_params = { role = true, group = has_groups };
+				value_params = { expires_after = true };
+				kv_params = { admin = true };
+			};
+			handler = function (_, user_jid, opts)
+				local ttl, err = get_ttl(opts);
+				if err then return nil, err; end
+				local roles = opts.role or {};
+				if opts.admin then table.insert(roles, 1, "prosody:admin"); end
+				local invite, condition = invites.create_account(jid_split(user_jid), {
+					roles = compat.roles(roles);
+					groups = opts.group or {};
+				}, ttl);
+				if not invite then return fail(condition); end
+				return true, link_of(invite);
+			end;
+		};
+		{
+			name = "create_reset";
+			desc = "Create a password reset link for the specified user";
+			args = { { name = "user_jid", type = "string" } };
+			host_selector = "user_jid";
+			flags = { value_params = { expires_after = true } };
+			handler = function (self, user_jid, opts)
+				local username = jid_split(user_jid);
+				if not username then return nil, NO_USERNAME; end
+				local ttl, err = get_ttl(opts, "1d");
+				if err then return nil, err; end
+				local invite, condition = invites.create_account_reset(username, ttl);
+				if not invite then return fail(condition); end
+				self.session.print(link_of(invite));
+				local expires = date(invite.expires, "%Y-%m-%d %T");
+				return true, ("Password reset link for %s valid until %s"):format(user_jid, expires);
+			end;
+		};
+		{
+			name = "create_contact";
+			desc = "Create an invitation to become contacts with the specified user";
+			args = { { name = "user_jid", type = "string" } };
+			host_selector = "user_jid";
+			flags = {
+				value_params = { expires_after = true };
+				kv_params = { allow_registration = true };
+			};
+			handler = function (_, user_jid, opts)
+				local username = jid_split(user_jid);
+				if not username then return nil, NO_USERNAME; end
+				local ttl, err = get_ttl(opts);
+				if err then return nil, err; end
+				local invite, condition = invites.create_contact(username, opts.allow_registration, nil, ttl);
+				if not invite then return fail(condition); end
+				return true, link_of(invite);
+			end;
+		};
+		{
+			name = "show";
+			desc = "Show details of an invitation token";
+			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
+			host_selector = "host";
+			handler = function (self, _, token)
+				local invite, condition = invites.get_invite_info(token);
+				if not invite then return fail(condition); end
+				local print, data = self.session.print, invite.additional_data or {};
+				if invite.type == "roster" then
+					local register = invite.allow_registration and "register and " or "";
+					print("Invitation to "..register.."become a contact of "..invite.jid);
+				elseif data.allow_reset then
+					print(describe(invite));
+				else
+					local username, host = jid_split(invite.jid);
+					print("Invitation to register on "..host..(username and (" with username '"..username.."'") or ""));
+				end
+				print("Created:", date(invite.created_at, "%Y-%m-%d %T"));
+				print("Expires:", date(invite.expires, "%Y-%m-%d %T"));
+				print("");
+				print("XMPP URI:", invite.uri);
+				if invite.landing_page then print("Web link:", invite.landing_page); end
+				if invite.additional_data then
+					print("");
+					local roles = compat.list_roles(data.roles);
+					if roles[1] then print("Role:", roles[1]); end
+					if roles[2] then print("Secondary roles:", table.concat(roles, ", ", 2)); end
+					if data.groups then print("Groups:", table.concat(data.groups, ", ")); end
+					if data.note then print("Comment:", data.note); end
+				end
+				return true, "Invitation valid";
+			end;
+		};
+		{
+			name = "delete";
+			desc = "Delete/revoke an invitation token";
+			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
+			host_selector = "host";
+			handler = function (_, _, token)
+				local revoked, condition = invites.revoke(token, "revoked in the Prosody shell");
+				if condition == "token-invalid" then return nil, "Invitation not found"; end
+				if not revoked then return fail(condition); end
+				return true, "Invitation deleted";
+			end;
+		};
+		{
+			name = "list";
+			desc = "List pending invitations";
+			args = { { name = "host", type = "string" } };
+			host_selector = "host";
+			handler = function (self)
+				local columns = {
+					{ title = "Token"; key = "token"; width = 24 };
+					{ title = "Expires"; key = "expires"; width = 20 };
+					{ title = "Description"; key = "description"; width = "100%" };
+				};
+				-- 0.12 does not know how wide the terminal is, and would cut descriptions off.
+				local print_row = compat.table(columns, self.session.width or 160);
+				self.session.print(print_row());
+				local count = 0;
+				for token, invite in invites.pending_invites() do
+					count = count + 1;
+					self.session.print(print_row({
+						token = token;
+						expires = date(invite.expires, "%Y-%m-%dT%T");
+						description = describe(invite);
+					}));
+				end
+				return true, ("%d pending invites"):format(count);
+			end;
+		};
+	};
+end
+
+-- Makes them known to the shell. They stay there after this module is unloaded (13.0), or belong to whichever host was
+-- loaded last (0.12), so each looks for the module again when it is called.
+function shell.register(make_commands)
+	local function command_of(host, name)
+		local invites = prosody.hosts[host] and get_module(host, "invites");
+		if not invites then return nil, "mod_invites not loaded on this host"; end
+		for _, command in ipairs(invites.shell_commands()) do
+			if command.name == name then return command; end
+		end
+	end
+
+	for _, command in ipairs(make_commands()) do
+		local name = command.name;
+		local function handler(self, selector, ...)
+			local _, host = jid_split(selector);
+			local current, err = command_of(host, name);
+			if not current then return nil, err; end
+			local words, opts = {}, {};
+			for i = 1, select("#", ...) do
+				local word = (select(i, ...));
+				if type(word) == "table" then
+					opts = word; -- 13.0 has parsed the flags
+				elseif type(word) == "boolean" then
+					opts.allow_registration = word; -- create_contact(jid, true)
+				elseif word ~= nil then
+					table.insert(words, word);
+				end
+			end
+			local arguments, problem = compat.parse_flags(words, opts, current.flags or {});
+			if not arguments then return nil, problem; end
+			if #arguments >= #current.args then
+				return nil, "Unexpected argument: "..tostring(arguments[#arguments]);
+			end
+			table.insert(arguments, opts);
+			return current.handler(self, selector, compat.unpack(arguments));
+		end
+		compat.add_shell_command("invite", "Create and manage invitations", command, handler);
+	end
+end
+
+return shell;

@@ -1,0 +1,427 @@
+//! The invites of one host, as the shim holds them.
+//!
+//! | method | returns |
+//! | --- | --- |
+//! | `prepare { type, username, account, is_reset, allow_registration, reusable, ttl }` | invite table, draft; `account` is the state of the account of a register invite's username |
+//! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of; the invite is on the disk |
+//! | `import_bundled(entries)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; an entry is `{ token, row }` or `{ token, username, expires }` as the bundled module stored it |
+//! | `get(token, username)` | validated invite table, and the username of the account that it depends on, if any; `username` nil: for an account, else as contact of that user |
+//! | `info(kinds, token)` | invite table |
+//! | `look(token)` | `{ depends_on, is_reset }` of an invite in whatever state |
+//! | `confirm(token, account)` | `true`; `account` is the state of the account that it depends on |
+//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce |
+//! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
+//! | `redeem(token, nonce, source)` | summary, or `true` if it was redeemed before |
+//! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
+//! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
+//! | `check_name(username)` | `true` if it may be registered without any invite |
+//! | `revoke(token, why)` | summary, or `false` if there was nothing to revoke |
+//! | `retire_depending(username)`, `retire_resets(username)`, `end_expired()` | list of summaries |
+//! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
+//!
+//! `kinds` is `"account"` for what allows to register an account, `"all"` for everything. `ttl` is in seconds, `math.huge` for never. The state of an account is `"active"`, `"disabled"`, `"missing"` or
+//! `"unknown"`, a purpose `"account"` or `"contact"`. Tables are fresh and plain; summaries hold no token. Times are
+//! whole unix seconds.
+
+use mlua::{
+	BString, Lua, LuaString, Result as LuaResult, Table, UserData, UserDataMethods, UserDataRef, Value,
+};
+
+use super::table::{Seconds, describe, from_bundled, summary, take_over, validated, whole_seconds};
+use super::value::Null;
+use super::{Failure, Outcome, is_truthy, outcome, set_some};
+use crate::clock;
+use crate::error::InviteError;
+use crate::invite::{Invite, Kind, Type};
+use crate::redemption::{Account, Purpose};
+use crate::service::{Attempt, Invites, Request};
+use crate::token::{Digest, Nonce, Token};
+
+/// Asks for invites of every kind, not for those alone that allow to register an account.
+const ALL_KINDS: &str = "all";
+
+/// Invites in one page of a listing, and in one batch of work: about a millisecond of it.
+const PAGE: u32 = 500;
+
+/// Invites that are ended in one transaction.
+const BATCH: u32 = 50;
+
+pub(super) struct Handle {
+	invites: Invites,
+	null: Null,
+}
+
+/// A prepared invite as it was before handlers saw it.
+struct Draft {
+	invite: Invite,
+	token: Token,
+}
+
+/// Invites that are imported in one transaction: less than 20 ms in which others cannot write.
+const IMPORT_BATCH: usize = 200;
+
+/// Names of restored fields, and the invites that were superseded.
+type Saved = (Vec<&'static str>, Vec<Table>);
+
+/// Invite tables, and what to pass as `after` for more, if there is more.
+type Page = (Vec<Table>, Option<BString>);
+
+impl UserData for Draft {}
+
+impl Handle {
+	pub(super) const fn new(invites: Invites, null: Null) -> Self {
+		Self { invites, null }
+	}
+
+	fn prepare(&self, lua: &Lua, request: &Table) -> LuaResult<Result<(Table, Draft), Failure>> {
+		let word: String = request.get("type")?;
+		let Some(invite_type) = Type::from_stored(&word) else {
+			return Ok(Err(Failure::Misuse(format!("{word:?} is no type of invite"))));
+		};
+		let ttl = match ttl(lua, &request.get("ttl")?)? {
+			Ok(ttl) => ttl,
+			Err(failure) => return Ok(Err(failure)),
+		};
+		let account: Option<String> = request.get("account")?;
+		let account = match account.as_deref().map(account_state).transpose() {
+			Ok(account) => account,
+			Err(failure) => return Ok(Err(failure)),
+		};
+		let request = Request {
+			invite_type,
+			username: request.get("username")?,
+			is_reset: is_truthy(&request.get("is_reset")?),
+			account,
+			allow_registration: is_truthy(&request.get("allow_registration")?),
+			ttl,
+			max_uses: if is_truthy(&request.get("reusable")?) { None } else { Some(1) },
+		};
+		match self.invites.prepare(request, clock::now()) {
+			Ok((invite, token)) => {
+				let table = describe(lua, &invite, &token, &self.null)?;
+				Ok(Ok((table, Draft { invite, token })))
+			}
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<Saved, Failure>> {
+		let mut invite = draft.invite.clone();
+		let restored = match take_over(lua, &mut invite, &draft.token, table, &self.null)? {
+			Ok(restored) => restored,
+			// The name of a field may be, or hold, the token.
+			Err(Failure::Misuse(text)) => {
+				return Ok(Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)"))));
+			}
+			Err(failure) => return Ok(Err(failure)),
+		};
+		let superseded = self.summaries(lua, self.invites.save(&invite))?;
+		Ok(superseded.map(|superseded| (restored, superseded)))
+	}
+
+	fn import_bundled(&self, lua: &Lua, entries: &Table) -> LuaResult<Result<Table, Failure>> {
+		let now = clock::now();
+		let (mut invites, mut expired, mut unreadable) = (Vec::new(), 0, Vec::new());
+		for entry in entries.sequence_values::<Table>() {
+			let entry = entry?;
+			// An entry that is not of the bundled module's making must not keep the others from being imported.
+			match from_bundled(lua, self.invites.host(), &entry, &self.null, now) {
+				Ok(Ok(invite)) if invite.is_expired(now) => expired += 1,
+				Ok(Ok(invite)) => invites.push(invite),
+				Ok(Err(Failure::Misuse(why))) => unreadable.push(why),
+				Ok(Err(failure)) => return Ok(Err(failure)),
+				Err(error) => unreadable.push(error.to_string()),
+			}
+		}
+		let mut imported = 0;
+		for batch in invites.chunks(IMPORT_BATCH) {
+			match self.invites.import(batch) {
+				Ok(new) => imported += new,
+				Err(error) => return Ok(Err(error.into())),
+			}
+		}
+		let counts = lua.create_table()?;
+		counts.raw_set("imported", imported)?;
+		counts.raw_set("known", invites.len() - imported)?;
+		counts.raw_set("expired", expired)?;
+		counts.raw_set("unreadable", unreadable)?;
+		Ok(Ok(counts))
+	}
+
+	fn get(
+		&self,
+		lua: &Lua,
+		token: &Value,
+		username: Option<&str>,
+	) -> LuaResult<Result<(Table, Option<String>), Failure>> {
+		let purpose = if username.is_some() { Purpose::Contact } else { Purpose::Account };
+		match self.found(token, purpose) {
+			Ok((invite, _)) if username.is_some() && invite.username.as_deref() != username => {
+				Ok(Err(InviteError::TokenInvalid.into()))
+			}
+			Ok((invite, token)) => {
+				let depends_on = invite.depends_on().map(str::to_owned);
+				Ok(Ok((validated(lua, &invite, &token, purpose, &self.null)?, depends_on)))
+			}
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn info(&self, lua: &Lua, kinds: &str, token: &Value) -> LuaResult<Result<Table, Failure>> {
+		let found = self.found(token, Purpose::Account).or_else(|error| match error {
+			InviteError::TokenInvalid if kinds == ALL_KINDS => self.found(token, Purpose::Contact),
+			error => Err(error),
+		});
+		match found {
+			Ok((invite, token)) => describe(lua, &invite, &token, &self.null).map(Ok),
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn found(&self, token: &Value, purpose: Purpose) -> Result<(Invite, Token), InviteError> {
+		let token = presented(token)?;
+		let invite = self.invites.get(&token.as_bytes(), purpose, clock::now())?;
+		// A token that was found is one that was made, and those are text.
+		let token = token.to_str().map_err(|_| InviteError::TokenInvalid)?.to_owned();
+		Ok((invite, Token::from_stored(token)))
+	}
+
+	fn look(&self, lua: &Lua, token: &Value) -> LuaResult<Result<Table, Failure>> {
+		match digest(token).and_then(|digest| self.invites.find(&digest)) {
+			Ok(invite) => {
+				let table = lua.create_table()?;
+				set_some(&table, "depends_on", invite.depends_on())?;
+				table.raw_set("is_reset", invite.kind() == Kind::Reset)?;
+				Ok(Ok(table))
+			}
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn confirm(&self, token: &Value, account: &str) -> Result<bool, Failure> {
+		self.invites.confirm(&digest(token)?, account_state(account)?, clock::now())?;
+		Ok(true)
+	}
+
+	fn claim(&self, attempt: &Table) -> LuaResult<Result<BString, Failure>> {
+		let replaced: Option<BString> = attempt.get("replaced")?;
+		let result = self.attempt(attempt)?.and_then(|attempt| {
+			let replaced = replaced.as_ref().map(nonce).transpose()?;
+			Ok(self.invites.claim(attempt, replaced.as_ref(), clock::now())?)
+		});
+		Ok(result.map(|nonce| BString::from(nonce.as_bytes().as_slice())))
+	}
+
+	fn redeem_at_once(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Table, Failure>> {
+		let source: Option<String> = attempt.get("source")?;
+		let result = self
+			.attempt(attempt)?
+			.and_then(|attempt| Ok(self.invites.redeem_at_once(attempt, source.as_deref(), clock::now())?));
+		result
+			.map(|invite| summary(lua, &invite, &self.null))
+			.map_or_else(|failure| Ok(Err(failure)), |table| table.map(Ok))
+	}
+
+	#[expect(clippy::unused_self, reason = "reads like its neighbours")]
+	fn attempt(&self, attempt: &Table) -> LuaResult<Result<Attempt, Failure>> {
+		let token: Value = attempt.get("token")?;
+		let purpose: String = attempt.get("purpose")?;
+		let invitee = attempt.get("invitee")?;
+		let depends_on: Option<String> = attempt.get("depends_on")?;
+		let read = || {
+			Ok(Attempt {
+				digest: digest(&token)?,
+				purpose: Purpose::from_stored(&purpose)
+					.ok_or_else(|| Failure::Misuse(format!("{purpose:?} is no purpose")))?,
+				invitee,
+				depends_on: depends_on.as_deref().map(account_state).transpose()?,
+			})
+		};
+		Ok(read())
+	}
+
+	fn redeem(
+		&self,
+		lua: &Lua,
+		token: &Value,
+		claim: &BString,
+		source: Option<&str>,
+	) -> LuaResult<Result<Value, Failure>> {
+		let redeemed = digest(token)
+			.map_err(Failure::from)
+			.and_then(|digest| Ok(self.invites.redeem(&digest, &nonce(claim)?, source, clock::now())?));
+		Ok(match redeemed {
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.null)?)),
+			Ok(None) => Ok(Value::Boolean(true)),
+			Err(failure) => Err(failure),
+		})
+	}
+
+	fn settle(&self, lua: &Lua, claim: &Table, account: &str) -> LuaResult<Result<Value, Failure>> {
+		let (of, claim): (BString, BString) = (claim.get("digest")?, claim.get("nonce")?);
+		let settle = || -> Result<Option<Invite>, Failure> {
+			let digest = <[u8; 32]>::try_from(of.as_slice())
+				.map_err(|_| Failure::Misuse("this is no digest".to_owned()))?;
+			let digest = Digest::from_bytes(digest);
+			Ok(self.invites.settle(&digest, &nonce(&claim)?, account_state(account)?, clock::now())?)
+		};
+		Ok(match settle() {
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.null)?)),
+			Ok(None) => Ok(Value::Boolean(true)),
+			Err(failure) => Err(failure),
+		})
+	}
+
+	fn revoke(&self, lua: &Lua, token: &Value, why: Option<&str>) -> LuaResult<Result<Value, Failure>> {
+		let revoked = match digest(token) {
+			Err(InviteError::TokenInvalid) => Ok(None),
+			Err(error) => Err(error),
+			Ok(digest) => self.invites.revoke(&digest, why, clock::now()),
+		};
+		Ok(match revoked {
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.null)?)),
+			Ok(None) => Ok(Value::Boolean(false)),
+			Err(error) => Err(error.into()),
+		})
+	}
+
+	fn summaries(
+		&self,
+		lua: &Lua,
+		invites: Result<Vec<Invite>, InviteError>,
+	) -> LuaResult<Result<Vec<Table>, Failure>> {
+		match invites {
+			Ok(invites) => invites
+				.iter()
+				.map(|invite| summary(lua, invite, &self.null))
+				.collect::<LuaResult<Vec<_>>>()
+				.map(Ok),
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn pending_invites(
+		&self,
+		lua: &Lua,
+		kinds: &str,
+		after: Option<&BString>,
+	) -> LuaResult<Result<Page, Failure>> {
+		let after = match after.map(|after| <[u8; 32]>::try_from(after.as_slice())).transpose() {
+			Ok(after) => after.map(Digest::from_bytes),
+			Err(_) => return Ok(Err(Failure::Misuse("this is not where a page ends".to_owned()))),
+		};
+		match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
+			Ok((page, next)) => {
+				let tables = page
+					.iter()
+					.filter(|invite| kinds == ALL_KINDS || invite.serves(Purpose::Account))
+					.filter_map(|invite| Some((invite, invite.token.as_ref()?)))
+					.map(|(invite, token)| describe(lua, invite, token, &self.null))
+					.collect::<LuaResult<Vec<_>>>()?;
+				Ok(Ok((tables, next.map(|next| BString::from(next.as_bytes().as_slice())))))
+			}
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+}
+
+/// What was given as a token: nothing is an error of its own, anything but a string is no token of ours.
+fn presented(token: &Value) -> Result<&LuaString, InviteError> {
+	match token {
+		Value::Nil | Value::Boolean(false) => Err(InviteError::NoToken),
+		Value::String(token) => Ok(token),
+		_ => Err(InviteError::TokenInvalid),
+	}
+}
+
+fn digest(token: &Value) -> Result<Digest, InviteError> {
+	Ok(Digest::of(&presented(token)?.as_bytes()))
+}
+
+fn nonce(bytes: &BString) -> Result<Nonce, Failure> {
+	<[u8; 16]>::try_from(bytes.as_slice())
+		.map(Nonce::from_bytes)
+		.map_err(|_| Failure::Misuse("this is no claim".to_owned()))
+}
+
+fn account_state(word: &str) -> Result<Account, Failure> {
+	Account::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no state of an account")))
+}
+
+/// Reads a time to live: whole seconds, rounded down, or none for never. A text that is a number counts as one, as it did
+/// in the bundled module.
+fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Failure>> {
+	let number = match value {
+		Value::String(_) => lua.coerce_number(value.clone())?.map_or(Value::Nil, Value::Number),
+		_ => value.clone(),
+	};
+	Ok(match whole_seconds(&number) {
+		Some(Seconds::Finite(seconds)) if seconds <= 0 => Err(refuse_ttl(value)?),
+		Some(seconds) => Ok(seconds.finite()),
+		None => Err(refuse_ttl(value)?),
+	})
+}
+
+fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
+	Ok(Failure::Misuse(format!("ttl must be a positive number of seconds, not {}", value.to_string()?)))
+}
+
+impl UserData for Handle {
+	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
+		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
+		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
+			outcome(this.save(lua, &table, &draft))
+		});
+		methods.add_method("import_bundled", |lua, this, entries: Table| {
+			outcome(this.import_bundled(lua, &entries))
+		});
+		methods.add_method("get", |lua, this, (token, username): (Value, Option<String>)| {
+			outcome(this.get(lua, &token, username.as_deref()))
+		});
+		methods.add_method("info", |lua, this, (kinds, token): (String, Value)| {
+			outcome(this.info(lua, &kinds, &token))
+		});
+		methods.add_method("look", |lua, this, token: Value| outcome(this.look(lua, &token)));
+		methods.add_method("confirm", |_, this, (token, account): (Value, String)| {
+			Ok(Outcome(this.confirm(&token, &account)))
+		});
+		methods.add_method("claim", |_, this, attempt: Table| outcome(this.claim(&attempt)));
+		methods.add_method("redeem_at_once", |lua, this, attempt: Table| {
+			outcome(this.redeem_at_once(lua, &attempt))
+		});
+		methods.add_method(
+			"redeem",
+			|lua, this, (token, claim, source): (Value, BString, Option<String>)| {
+				outcome(this.redeem(lua, &token, &claim, source.as_deref()))
+			},
+		);
+		methods.add_method("release", |_, this, claim: BString| {
+			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.release(&nonce)?))))
+		});
+		methods.add_method("renew", |_, this, claim: BString| {
+			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.renew(&nonce, clock::now())?))))
+		});
+		methods.add_method("settle", |lua, this, (claim, account): (Table, String)| {
+			outcome(this.settle(lua, &claim, &account))
+		});
+		methods.add_method("check_name", |_, this, username: String| {
+			let checked = this.invites.check_name(&username, clock::now());
+			Ok(Outcome(checked.map(|()| true).map_err(Failure::from)))
+		});
+		methods.add_method("revoke", |lua, this, (token, why): (Value, Option<String>)| {
+			outcome(this.revoke(lua, &token, why.as_deref()))
+		});
+		methods.add_method("retire_depending", |lua, this, username: String| {
+			outcome(this.summaries(lua, this.invites.retire_depending(&username, clock::now())))
+		});
+		methods.add_method("retire_resets", |lua, this, username: String| {
+			outcome(this.summaries(lua, this.invites.retire_resets(&username, clock::now())))
+		});
+		methods.add_method("end_expired", |lua, this, ()| {
+			outcome(this.summaries(lua, this.invites.end_expired(BATCH, clock::now())))
+		});
+		methods.add_method("pending_invites", |lua, this, (kinds, after): (String, Option<BString>)| {
+			outcome(this.pending_invites(lua, &kinds, after.as_ref()))
+		});
+	}
+}

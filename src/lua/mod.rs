@@ -1,0 +1,144 @@
+//! The library as Lua sees it: `require "prosody_invites"`. The only code that knows mlua.
+//!
+//! | field | |
+//! | --- | --- |
+//! | `version` | string; the shim refuses a library of another version |
+//! | `open(options)` | a [`handle`] for the invites of one host; opens no file yet |
+//! | `command(args)` | what a `prosodyctl mod_invites` command line asks for, see [`command`] |
+//! | `close()` | closes what is open, before a fork and at the end; it is opened again where it is needed |
+//! | `parse_duration(text)` | seconds, or `nil, "misuse", text` |
+//! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
+//!
+//! Every function returns `nil, condition, text` when it fails. The condition is one of
+//! [`InviteError::condition`], or `"misuse"` where the caller passed something that it must not: the shim
+//! raises that one as a string, since an error raised from here would be a userdata.
+
+mod command;
+mod handle;
+mod table;
+mod value;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as LuaResult, Table, Value};
+
+use crate::error::InviteError;
+use crate::service::Invites;
+use crate::store::InviteStore;
+use crate::store::memory::MemoryStore;
+use crate::store::sqlite::SqliteStore;
+use handle::Handle;
+use value::Null;
+
+/// How a call from Lua failed.
+#[derive(Debug)]
+enum Failure {
+	Invite(InviteError),
+	Misuse(String),
+}
+
+impl From<InviteError> for Failure {
+	fn from(error: InviteError) -> Self {
+		Self::Invite(error)
+	}
+}
+
+/// Returned to Lua as the value, or as `nil, condition, text`, followed by the claims to be settled if the condition is
+/// `"claims-stale"`, and by the summary of the invite if it was revoked just now.
+struct Outcome<T>(Result<T, Failure>);
+
+impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
+	fn into_lua_multi(self, lua: &Lua) -> LuaResult<MultiValue> {
+		match self.0 {
+			Ok(value) => value.into_lua_multi(lua),
+			Err(Failure::Invite(error)) => {
+				let more = match &error {
+					InviteError::ClaimsStale(claims) => table::claims(lua, claims)?.into_lua(lua)?,
+					InviteError::AccountGone(Some(invite)) => {
+						Value::Table(table::summary(lua, invite, &Null::new(None))?)
+					}
+					_ => Value::Nil,
+				};
+				(Value::Nil, error.condition(), error.to_string(), more).into_lua_multi(lua)
+			}
+			Err(Failure::Misuse(text)) => (Value::Nil, "misuse", text).into_lua_multi(lua),
+		}
+	}
+}
+
+/// Runs what may fail in either way: the outer error, Lua itself failing, is raised.
+fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
+	result.map(Outcome)
+}
+
+/// `open { host, storage, path, lock_wait_ms, null }`: `storage` is `"sqlite"` (with `path`, the database file, and
+/// `lock_wait_ms`, how long to wait for another process) or `"memory"`; `null` is `util.json.null`.
+fn open(options: &Table) -> LuaResult<Result<Handle, Failure>> {
+	let host: String = options.get("host")?;
+	let storage: String = options.get("storage")?;
+	let store: Arc<dyn InviteStore> = match storage.as_str() {
+		"sqlite" => {
+			let path: BString = options.get("path")?;
+			let lock_wait: u64 = options.get("lock_wait_ms")?;
+			SqliteStore::shared(Path::new(OsStr::from_bytes(&path)), Duration::from_millis(lock_wait))
+		}
+		"memory" => {
+			static STORE: OnceLock<Arc<MemoryStore>> = OnceLock::new();
+			Arc::clone(STORE.get_or_init(Arc::default)) as Arc<dyn InviteStore>
+		}
+		other => {
+			return Ok(Err(Failure::Misuse(format!(
+				"invite_storage = {other:?} is unknown: use \"sqlite\", or \"memory\" for tests"
+			))));
+		}
+	};
+	let null = Null::new(options.get("null")?);
+	Ok(Ok(Handle::new(Invites::new(host, store), null)))
+}
+
+fn parse_duration(text: &LuaString) -> Result<i64, Failure> {
+	crate::duration::parse(&text.to_string_lossy())
+		.map(i64::from)
+		.map_err(|error| Failure::Misuse(error.to_string()))
+}
+
+fn json(value: Value) -> LuaResult<Result<String, Failure>> {
+	Ok(value::read(value, "value", &Null::new(None))?
+		.and_then(|value| value.encode().map_err(|error| Failure::Misuse(error.to_string()))))
+}
+
+/// Called by `require "prosody_invites"`.
+#[mlua::lua_module]
+fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
+	let library = lua.create_table()?;
+	library.set("version", env!("CARGO_PKG_VERSION"))?;
+	library.set("open", lua.create_function(|_, options: Table| outcome(open(&options)))?)?;
+	library.set("command", lua.create_function(|lua, args: Table| command::parse(lua, &args))?)?;
+	library.set(
+		"parse_duration",
+		lua.create_function(|_, text: LuaString| Ok(Outcome(parse_duration(&text))))?,
+	)?;
+	library.set(
+		"close",
+		lua.create_function(|_, ()| {
+			SqliteStore::close_shared();
+			Ok(())
+		})?,
+	)?;
+	library.set("json", lua.create_function(|_, value: Value| outcome(json(value)))?)?;
+	Ok(library)
+}
+
+/// Something that Lua counts as true.
+fn is_truthy(value: &Value) -> bool {
+	!matches!(value, Value::Nil | Value::Boolean(false))
+}
+
+/// Sets a field unless it is `nil`, without asking metatables.
+fn set_some(table: &Table, key: &str, value: Option<impl IntoLua>) -> LuaResult<()> {
+	value.map_or(Ok(()), |value| table.raw_set(key, value))
+}

@@ -1,0 +1,249 @@
+//! An [`Invite`] as the plain table that callers get, and back (contract §1.1, §1.2).
+
+use mlua::{BString, Lua, Result as LuaResult, Table, Value};
+
+use super::value::{Null, read, write, write_entries};
+use super::{Failure, is_truthy, set_some};
+use crate::clock::Timestamp;
+use crate::invite::{Invite, Kind, Type};
+use crate::redemption::{Claim, Purpose};
+use crate::token::Token;
+use crate::value::{Table as StoredTable, Value as Stored};
+
+/// What a handler of `invite-created` may not change: the identity of the invite.
+const FIXED: [&str; 4] = ["token", "type", "created_at", "jid"];
+
+/// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it.
+pub(super) fn describe(lua: &Lua, invite: &Invite, token: &Token, null: &Null) -> LuaResult<Table> {
+	let table = lua.create_table_with_capacity(0, 12)?;
+	table.raw_set("type", invite.invite_type.as_str())?;
+	table.raw_set("jid", invite.jid())?;
+	table.raw_set("token", token.reveal())?;
+	table.raw_set("uri", invite.uri(token))?;
+	table.raw_set("created_at", invite.created_at)?;
+	table.raw_set("expires", expires(invite))?;
+	set_some(&table, "allow_registration", invite.allow_registration.then_some(true))?;
+	set_some(&table, "reusable", invite.max_uses.is_none().then_some(true))?;
+	write_entries(lua, &invite.fields, null, &table)?;
+	Ok(table)
+}
+
+/// The invite as `get` returns it to whoever presented `token` for `purpose`.
+pub(super) fn validated(
+	lua: &Lua,
+	invite: &Invite,
+	token: &Token,
+	purpose: Purpose,
+	null: &Null,
+) -> LuaResult<Table> {
+	let table = lua.create_table_with_capacity(0, 10)?;
+	table.raw_set("token", token.reveal())?;
+	table.raw_set("type", invite.invite_type.as_str())?;
+	set_some(&table, "username", invite.username.as_deref())?;
+	match (purpose, invite.invite_type) {
+		(Purpose::Account, Type::Roster) => set_some(&table, "inviter", invite.username.as_deref())?,
+		// On a roster invite it would be taken for the name to register: the inviter's.
+		(Purpose::Account, Type::Register) => table.raw_set("jid", invite.jid())?,
+		(Purpose::Contact, _) => (),
+	}
+	let field = |name| invite.fields.get(name).map(|value| write(lua, value, null)).transpose();
+	match field("uri")? {
+		Some(uri) => table.raw_set("uri", uri)?,
+		None => table.raw_set("uri", invite.uri(token))?,
+	}
+	set_some(&table, "additional_data", field("additional_data")?)?;
+	table.raw_set("reusable", invite.max_uses.is_none())?;
+	table.raw_set("created_at", invite.created_at)?;
+	table.raw_set("expires", expires(invite))?;
+	Ok(table)
+}
+
+fn expires(invite: &Invite) -> Value {
+	invite.expires.map_or(Value::Number(f64::INFINITY), Value::Integer)
+}
+
+/// Takes over what the caller and the handlers of `invite-created` put on the table of a prepared invite. Changes to
+/// [`FIXED`] fields are undone on the table; their names are returned.
+pub(super) fn take_over(
+	lua: &Lua,
+	invite: &mut Invite,
+	token: &Token,
+	table: &Table,
+	null: &Null,
+) -> LuaResult<Result<Vec<&'static str>, Failure>> {
+	let original = describe(lua, invite, token, null)?;
+	let mut restored = Vec::new();
+	for name in FIXED {
+		let value: Value = original.raw_get(name)?;
+		if table.raw_get::<Value>(name)? != value {
+			table.raw_set(name, value)?;
+			restored.push(name);
+		}
+	}
+	Ok(absorb(lua, invite, token, table, null)?.map(|()| restored))
+}
+
+/// Takes over what an invite table says beyond the identity of the invite.
+fn absorb(
+	lua: &Lua,
+	invite: &mut Invite,
+	token: &Token,
+	table: &Table,
+	null: &Null,
+) -> LuaResult<Result<(), Failure>> {
+	invite.expires = match end(&table.raw_get("expires")?) {
+		Ok(expires) => expires,
+		Err(failure) => return Ok(Err(failure)),
+	};
+	let reusable: Value = table.raw_get("reusable")?;
+	invite.max_uses = if is_truthy(&reusable) { None } else { Some(1) };
+	invite.allow_registration = is_truthy(&table.raw_get("allow_registration")?);
+
+	// What the columns say again when they are read need not be kept beside them; what they would not is.
+	let said = describe(lua, &Invite { fields: StoredTable::default(), ..invite.clone() }, token, null)?;
+	let mut fields = Vec::new();
+	for pair in table.pairs::<Value, Value>() {
+		let (key, value) = pair?;
+		let Value::String(name) = &key else {
+			return Ok(Err(Failure::Misuse(format!(
+				"an invite has a field whose name is a {}",
+				key.type_name()
+			))));
+		};
+		let name = name.as_bytes().to_vec();
+		if name == b"expires" || said.raw_get::<Value>(key)? == value {
+			continue;
+		}
+		match read(value, &name.escape_ascii().to_string(), null)? {
+			Ok(value) => fields.push((Stored::Str(name), value)),
+			Err(failure) => return Ok(Err(failure)),
+		}
+	}
+	invite.fields = fields.into_iter().collect();
+	if invite.kind() == Kind::Reset && invite.username.is_none() {
+		invite.username = invite.reset_name();
+	}
+	Ok(Ok(()))
+}
+
+/// What the bundled module stored under a token (contract §2): its host row, or, of an invite that is for a contact
+/// alone, the end of its validity; and the username in its address, nodeprepped.
+pub(super) fn from_bundled(
+	lua: &Lua,
+	host: &str,
+	entry: &Table,
+	null: &Null,
+	now: Timestamp,
+) -> LuaResult<Result<Invite, Failure>> {
+	let token: String = entry.get("token")?;
+	let row: Value = entry.get("row")?;
+	let user: Option<String> = entry.get("username")?;
+	let token = Token::from_stored(token);
+	let mut invite = Invite {
+		host: host.to_owned(),
+		digest: token.digest(),
+		token: Some(token.clone()),
+		invite_type: Type::Roster,
+		username: user,
+		allow_registration: false,
+		created_at: now,
+		expires: None,
+		max_uses: Some(1),
+		uses: 0,
+		paused: false,
+		revoked_at: None,
+		revoked_why: None,
+		ended_at: None,
+		fields: StoredTable::default(),
+	};
+	let refuse = |why: &str| Ok(Err(Failure::Misuse(format!("the invite {} {why}", invite.digest.id()))));
+	let row = match row {
+		Value::Nil => return Ok(end(&entry.get("expires")?).map(|expires| Invite { expires, ..invite })),
+		Value::Table(row) => row,
+		_ => return refuse("is no table"),
+	};
+	let word: String = row.get("type")?;
+	let jid: String = row.get("jid")?;
+	let Some(invite_type) = Type::from_stored(&word) else { return refuse("is of an unknown type") };
+	let Some(Seconds::Finite(created_at)) = whole_seconds(&row.get("created_at")?) else {
+		return refuse("does not say when it was made");
+	};
+	invite.invite_type = invite_type;
+	invite.created_at = created_at;
+	if jid != invite.jid() {
+		return refuse("is for another host, or for a username that nobody can have");
+	}
+	// Written with a fraction, it would count as a field that says something else than the column.
+	row.raw_set("created_at", created_at)?;
+	Ok(absorb(lua, &mut invite, &token, &row, null)?.map(|()| invite))
+}
+
+/// What events tell of an invite, and logs may: everything but the secret and what holds it.
+pub(super) fn summary(lua: &Lua, invite: &Invite, null: &Null) -> LuaResult<Table> {
+	let table = lua.create_table_with_capacity(0, 12)?;
+	table.raw_set("id", invite.digest.id().to_string())?;
+	table.raw_set("host", invite.host.as_str())?;
+	table.raw_set("type", invite.invite_type.as_str())?;
+	table.raw_set("kind", invite.kind().as_str())?;
+	set_some(&table, "username", invite.username.as_deref())?;
+	table.raw_set("created_at", invite.created_at)?;
+	table.raw_set("expires", expires(invite))?;
+	table.raw_set("uses", invite.uses)?;
+	set_some(&table, "max_uses", invite.max_uses)?;
+	set_some(&table, "revoked_at", invite.revoked_at)?;
+	set_some(&table, "revoked_why", invite.revoked_why.as_deref())?;
+	let additional_data =
+		invite.fields.get("additional_data").map(|value| write(lua, value, null)).transpose()?;
+	set_some(&table, "additional_data", additional_data)?;
+	Ok(table)
+}
+
+/// Claims to be settled, as `settle` takes them back: `{ digest, nonce, purpose, invitee }`.
+pub(super) fn claims(lua: &Lua, claims: &[Claim]) -> LuaResult<Vec<Table>> {
+	claims
+		.iter()
+		.map(|claim| {
+			let table = lua.create_table_with_capacity(0, 4)?;
+			table.raw_set("digest", BString::from(claim.digest.as_bytes().as_slice()))?;
+			table.raw_set("nonce", BString::from(claim.nonce.as_bytes().as_slice()))?;
+			table.raw_set("purpose", claim.purpose.as_str())?;
+			set_some(&table, "invitee", claim.invitee.as_deref())?;
+			Ok(table)
+		})
+		.collect()
+}
+
+/// The last second of validity from what stands under `expires`.
+fn end(value: &Value) -> Result<Option<Timestamp>, Failure> {
+	whole_seconds(value).map(Seconds::finite).ok_or_else(|| {
+		Failure::Misuse("expires must be a number of seconds since 1970, or math.huge for never".to_owned())
+	})
+}
+
+/// A number of seconds as Lua has it.
+pub(super) enum Seconds {
+	/// Whole ones.
+	Finite(i64),
+	/// `math.huge`.
+	Endless,
+}
+
+impl Seconds {
+	pub(super) const fn finite(self) -> Option<i64> {
+		match self {
+			Self::Finite(seconds) => Some(seconds),
+			Self::Endless => None,
+		}
+	}
+}
+
+/// A number, rounded down to whole seconds.
+pub(super) fn whole_seconds(value: &Value) -> Option<Seconds> {
+	match *value {
+		Value::Integer(seconds) => Some(Seconds::Finite(seconds)),
+		Value::Number(seconds) if seconds == f64::INFINITY => Some(Seconds::Endless),
+		#[expect(clippy::cast_possible_truncation, reason = "a float beyond the range becomes its end")]
+		Value::Number(seconds) if !seconds.is_nan() => Some(Seconds::Finite(seconds.floor() as i64)),
+		_ => None,
+	}
+}

@@ -1,0 +1,148 @@
+//! Lua values to [`crate::value::Value`] and back.
+
+use mlua::{Lua, Result as LuaResult, Table, Value};
+
+use super::Failure;
+use crate::value::{MAX_DEPTH, Table as StoredTable, Value as Stored};
+
+/// Up to here a double holds every whole number.
+const WHOLE_LIMIT: i64 = 1 << 53;
+
+/// `util.json.null`, a table that stands for JSON's null; compared by identity.
+#[derive(Clone)]
+pub(super) struct Null(Option<Table>);
+
+impl Null {
+	pub(super) const fn new(null: Option<Table>) -> Self {
+		Self(null)
+	}
+
+	fn is(&self, table: &Table) -> bool {
+		self.0.as_ref().is_some_and(|null| null.to_pointer() == table.to_pointer())
+	}
+}
+
+/// Copies a value. What cannot be stored (a function, a userdata, a cycle, tables nested too deep) is named by its
+/// path, beginning with `name`.
+pub(super) fn read(value: Value, name: &str, null: &Null) -> LuaResult<Result<Stored, Failure>> {
+	let mut reader = Reader { null, path: name.to_owned(), parents: Vec::new() };
+	reader.value(value)
+}
+
+struct Reader<'a> {
+	null: &'a Null,
+	path: String,
+	parents: Vec<*const std::ffi::c_void>,
+}
+
+impl Reader<'_> {
+	fn refuse(&self, why: &str) -> Failure {
+		Failure::Misuse(format!("{} {why}", self.path))
+	}
+
+	fn value(&mut self, value: Value) -> LuaResult<Result<Stored, Failure>> {
+		Ok(Ok(match value {
+			Value::Boolean(value) => Stored::Bool(value),
+			Value::Integer(value) => integer(value),
+			Value::Number(value) => number(value),
+			Value::String(value) => Stored::Str(value.as_bytes().to_vec()),
+			Value::Table(table) if self.null.is(&table) => Stored::Null,
+			Value::Table(table) => return self.table(&table),
+			other => {
+				return Ok(Err(self.refuse(&format!("is a {}, which cannot be stored", other.type_name()))));
+			}
+		}))
+	}
+
+	fn table(&mut self, table: &Table) -> LuaResult<Result<Stored, Failure>> {
+		if self.parents.contains(&table.to_pointer()) {
+			return Ok(Err(self.refuse("holds itself, which cannot be stored")));
+		}
+		if self.parents.len() == MAX_DEPTH {
+			return Ok(Err(
+				self.refuse(&format!("is nested more than {MAX_DEPTH} tables deep, which cannot be stored"))
+			));
+		}
+		self.parents.push(table.to_pointer());
+		let mut entries = Vec::new();
+		for pair in table.pairs::<Value, Value>() {
+			let (key, value) = pair?;
+			let length = self.path.len();
+			self.path.push_str(&step(&key));
+			let key = match key {
+				Value::Table(_) => {
+					return Ok(Err(self.refuse("has a table as its key, which cannot be stored")));
+				}
+				key => match self.value(key)? {
+					Ok(key) => key,
+					failed => return Ok(failed),
+				},
+			};
+			match self.value(value)? {
+				Ok(value) => entries.push((key, value)),
+				failed => return Ok(failed),
+			}
+			self.path.truncate(length);
+		}
+		self.parents.pop();
+		Ok(Ok(Stored::Table(entries.into_iter().collect())))
+	}
+}
+
+/// How a key is written in a path.
+fn step(key: &Value) -> String {
+	match key {
+		Value::String(key) => format!(".{}", key.as_bytes().escape_ascii()),
+		Value::Integer(key) => format!("[{key}]"),
+		Value::Number(key) => format!("[{key}]"),
+		Value::Boolean(key) => format!("[{key}]"),
+		other => format!("[{}]", other.type_name()),
+	}
+}
+
+/// Whether this Lua tells integers from floats.
+const HAS_INTEGERS: bool = cfg!(any(feature = "lua53", feature = "lua54"));
+
+fn integer(value: i64) -> Stored {
+	if HAS_INTEGERS || (-WHOLE_LIMIT..=WHOLE_LIMIT).contains(&value) {
+		Stored::Int(value)
+	} else {
+		#[expect(clippy::cast_precision_loss, reason = "it was a double before mlua made an integer of it")]
+		Stored::Float(value as f64)
+	}
+}
+
+fn number(value: f64) -> Stored {
+	#[expect(clippy::cast_precision_loss, reason = "2^53 is a double")]
+	let is_whole = value.fract() == 0.0 && value.abs() <= WHOLE_LIMIT as f64;
+	if !HAS_INTEGERS && is_whole && (value != 0.0 || value.is_sign_positive()) {
+		#[expect(clippy::cast_possible_truncation, reason = "it is a whole number within 2^53")]
+		Stored::Int(value as i64)
+	} else {
+		Stored::Float(value)
+	}
+}
+
+/// Makes a fresh Lua value.
+pub(super) fn write(lua: &Lua, value: &Stored, null: &Null) -> LuaResult<Value> {
+	Ok(match value {
+		Stored::Null => null.0.clone().map_or(Value::Nil, Value::Table),
+		Stored::Bool(value) => Value::Boolean(*value),
+		Stored::Int(value) => mlua::IntoLua::into_lua(*value, lua)?,
+		Stored::Float(value) => Value::Number(*value),
+		Stored::Str(bytes) => Value::String(lua.create_string(bytes)?),
+		Stored::Table(stored) => {
+			let table = lua.create_table()?;
+			write_entries(lua, stored, null, &table)?;
+			Value::Table(table)
+		}
+	})
+}
+
+/// Sets every entry on `table`.
+pub(super) fn write_entries(lua: &Lua, stored: &StoredTable, null: &Null, table: &Table) -> LuaResult<()> {
+	for (key, value) in stored.entries() {
+		table.raw_set(write(lua, key, null)?, write(lua, value, null)?)?;
+	}
+	Ok(())
+}
