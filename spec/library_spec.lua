@@ -1,0 +1,731 @@
+-- The library as Lua sees it, without Prosody: what goes in comes out, and what cannot go in is refused in words.
+-- Runs in the checkout with Lua 5.4, on the library that `make build` left beside the module.
+-- luacheck: std lua54+busted
+
+local NAME = "prosody_invites";
+local native = assert(package.loadlib("lua/mod_invites/"..NAME..".so", "luaopen_"..NAME))();
+
+-- Stands for util.json.null, which the library knows by its identity only.
+local null = {};
+
+local DEPTH = 100; -- of nested tables, the field itself being the first
+
+local NONCE = ("n"):rep(16); -- of a claim that there never was
+
+local directory, database;
+
+setup(function ()
+	-- The name of a file that exists by now, so nobody else has it.
+	directory = os.tmpname();
+	assert(os.remove(directory));
+	assert(os.execute("mkdir -m 700 "..directory));
+end);
+
+teardown(function ()
+	assert(os.execute("rm -r "..directory));
+end);
+
+local count = 0;
+before_each(function ()
+	count = count + 1;
+	database = ("%s/%d.sqlite3"):format(directory, count);
+end);
+
+local function open(options)
+	local all = { host = "example.com", storage = "sqlite", path = database, lock_wait_ms = 5000, null = null };
+	for k, v in pairs(options or {}) do
+		all[k] = v;
+	end
+	return assert(native.open(all));
+end
+
+local function prepare(handle, request)
+	local all = { type = "register", allow_registration = true, ttl = 60 };
+	for k, v in pairs(request or {}) do
+		all[k] = v;
+	end
+	return assert(handle:prepare(all));
+end
+
+-- A stored invite. `edit` is what the shim and the handlers of invite-created do between the two steps.
+local function create(handle, request, edit)
+	local invite, draft = prepare(handle, request);
+	if edit then edit(invite); end
+	return invite, assert(handle:save(invite, draft));
+end
+
+-- Uses an invite without a claim, as the shim does where nobody claimed it.
+local function redeem(handle, token)
+	return handle:redeem_at_once({ token = token, purpose = "account", invitee = "juliet" });
+end
+
+local function pending(handle)
+	local tokens = {};
+	for _, invite in ipairs((assert(handle:pending_invites("account")))) do
+		tokens[invite.token] = invite;
+	end
+	return tokens;
+end
+
+-- Whether two values are the same to the last bit; of two tables, whether they hold the same.
+local function same(a, b)
+	if type(a) ~= type(b) or math.type(a) ~= math.type(b) then
+		return false;
+	elseif type(a) == "number" then
+		return a == b and 1 / a == 1 / b or a ~= a and b ~= b;
+	elseif type(a) ~= "table" or a == null or b == null then
+		return a == b;
+	end
+	for k, v in pairs(a) do
+		if not same(v, b[k]) then return false; end
+	end
+	for k in pairs(b) do
+		if a[k] == nil then return false; end
+	end
+	return true;
+end
+
+local function is_plain(value)
+	if type(value) ~= "table" then return true; end
+	if getmetatable(value) then return false; end
+	for _, v in pairs(value) do
+		if not is_plain(v) then return false; end
+	end
+	return true;
+end
+
+-- `depth` tables, each in the one before.
+local function nested(depth)
+	local innermost = {};
+	local outermost = innermost;
+	for _ = 2, depth do
+		outermost = { t = outermost };
+	end
+	return outermost, innermost;
+end
+
+local ODD_TOKENS = {
+	["false"] = false;
+	["the empty string"] = "";
+	["10 kB"] = ("x"):rep(10240);
+	["a NUL"] = "a\0b";
+	["invalid UTF-8"] = "\xff\xfe";
+	["a number"] = 42;
+	["a float"] = 0 / 0;
+	["a table"] = {};
+	["true"] = true;
+	["a function"] = print;
+};
+
+describe("the library", function ()
+	it("has the version of the module, the crate and the rock", function ()
+		local function find(path, pattern)
+			local file <close> = assert(io.open(path));
+			return assert(file:read("a"):match(pattern), path);
+		end
+		assert.equal(native.version, find("lua/mod_invites/mod_invites.lua", "\nlocal VERSION = \"([^\"]+)\";\n"));
+		assert.equal(native.version, find("Cargo.toml", "\nversion = \"([^\"]+)\"\n"));
+		assert.equal(native.version, find("mod_invites-"..native.version.."-1.rockspec", "\nversion = \"([^\"]+)%-%d+\"\n"));
+	end);
+
+	it("says no to a storage that it does not know", function ()
+		local handle, condition, text = native.open({ host = "example.com", storage = "floppy" });
+		assert.is_nil(handle);
+		assert.equal("misuse", condition);
+		assert.truthy(text:find("floppy", 1, true));
+	end);
+
+	it("reads durations and names what is none", function ()
+		assert.equal(7 * 86400, native.parse_duration("1 week"));
+		assert.equal("integer", math.type(native.parse_duration("90 min")));
+		for _, no_duration in ipairs({ "", "soon", "1 fortnight", "1 day\0" }) do
+			local seconds, condition, text = native.parse_duration(no_duration);
+			assert.is_nil(seconds);
+			assert.equal("misuse", condition);
+			assert.string(text);
+		end
+	end);
+
+	it("writes JSON and names what JSON cannot hold", function ()
+		assert.equal('{"a":[1,2.5,"x"],"b":{}}', native.json({ b = {}, a = { 1, 2.5, "x" } }));
+		local json, condition, text = native.json({ a = { b = print } });
+		assert.is_nil(json);
+		assert.equal("misuse", condition);
+		assert.truthy(text:find("value.a.b", 1, true), text);
+	end);
+
+	it("says no to a duration that is not UTF-8, as to any other that it does not understand", function ()
+		local seconds, condition = native.parse_duration("1 \xff");
+		assert.is_nil(seconds);
+		assert.equal("misuse", condition);
+	end);
+
+	it("opens a database whose path is not UTF-8, as paths need not be", function ()
+		database = database.."\xff";
+		local handle = open();
+		assert.truthy(handle:info("account", create(handle).token));
+	end);
+
+	it("opens no file before there is something to do", function ()
+		local handle = open();
+		prepare(handle);
+		assert.is_nil(io.open(database));
+		create(handle);
+		assert(io.open(database)):close();
+	end);
+end);
+
+describe("what is attached to an invite", function ()
+	local DATA = {
+		["nested tables"] = { a = { b = { c = { d = "deep" } } }, ["with space"] = { [""] = "empty key" } };
+		["lists"] = { "a", { "b", { "c" } }, 3 };
+		["integer and string keys"] = { "first", "second", name = "x", [10] = "ten", [-1] = "minus", [0] = "zero" };
+		["a list with holes"] = { [1] = "a", [3] = "c" };
+		["booleans"] = { yes = true, no = false, list = { true, false } };
+		["boolean keys"] = { [true] = 1, [false] = 0, text = 2 };
+		["float keys"] = { [1.5] = "x", [math.huge] = "y" };
+		["integers beyond 2^53"] = { 1 << 53, (1 << 53) + 1, math.maxinteger, math.mininteger };
+		["floats that are whole"] = { 1.0, -0.0, 0, 2^53, 2.0^63, 1e300 };
+		["fractions"] = { 0.1, 1 / 3, 5e-324, 1.7976931348623157e308 };
+		["no numbers"] = { nan = 0 / 0, inf = math.huge, minus_inf = -math.huge };
+		["text"] = { "", "jörg", "\0", "\n\"\\", "🙂", ("x"):rep(100000) };
+		["bytes"] = { "\xff", "\xc3", "\xed\xa0\x80", ["\xff"] = "\x80" };
+		["keys that look like tags"] = { ["$table"] = { 1, 2 }, ["$bytes"] = "/w==", ["$float"] = "nan", ["$"] = {} };
+		["the empty table"] = {};
+		["tables that are empty"] = { {}, { {} }, x = {} };
+		["null"] = { null, x = null, list = { 1, null } };
+		["tables 100 deep"] = nested(DEPTH);
+	};
+
+	for what, data in pairs(DATA) do
+		it("comes back exactly: "..what, function ()
+			local handle = open();
+			local invite = create(handle, nil, function (invite)
+				invite.additional_data = data;
+				invite.extra = data;
+			end);
+			local info = assert(handle:info("account", invite.token));
+			assert.is_true(same(data, info.additional_data));
+			assert.is_true(same(data, info.extra));
+			assert.is_true(same(data, assert(handle:get(invite.token)).additional_data));
+			assert.is_true(same(data, pending(handle)[invite.token].additional_data));
+		end);
+	end
+
+	it("comes back as util.json.null itself where that was", function ()
+		local handle = open();
+		local invite = create(handle, nil, function (invite)
+			invite.additional_data = { a = null, b = {} };
+			invite.extra = null;
+		end);
+		local info = assert(handle:info("account", invite.token));
+		assert.equal(null, info.additional_data.a);
+		assert.not_equal(null, info.additional_data.b);
+		assert.equal(null, info.extra);
+	end);
+
+	it("is a copy: a table in two places is two tables, and later changes stay outside", function ()
+		local handle, shared = open(), { "x" };
+		local invite = create(handle, nil, function (invite)
+			invite.additional_data = { a = shared, b = shared };
+		end);
+		shared[1] = "changed";
+		local data = assert(handle:info("account", invite.token)).additional_data;
+		assert.same({ a = { "x" }, b = { "x" } }, data);
+		assert.not_equal(data.a, data.b);
+	end);
+
+	it("is stored without its metatable", function ()
+		local handle = open();
+		local invite = create(handle, nil, function (invite)
+			invite.additional_data = setmetatable({ x = 1 }, { __index = { y = 2 }, __name = "fancy" });
+		end);
+		assert.is_true(same({ x = 1 }, assert(handle:info("account", invite.token)).additional_data));
+	end);
+
+	local cycle = { list = { {} } };
+	cycle.list[1].back = cycle;
+	local too_deep, bottom = nested(DEPTH);
+	bottom.t = {};
+	local REFUSED = {
+		["a cycle"] = { cycle, "additional_data.list[1].back", "holds itself" };
+		["a function"] = { { a = { print } }, "additional_data.a[1]", "function" };
+		["a userdata"] = { { file = io.stdout }, "additional_data.file", "userdata" };
+		["a coroutine"] = { { co = coroutine.create(print) }, "additional_data.co", "thread" };
+		["a table as key"] = { { x = { [{}] = 1 } }, "additional_data.x[table]", "table as its key" };
+		["a function as key"] = { { [print] = 1 }, "additional_data[function]", "function" };
+		["tables 101 deep"] = { too_deep, "additional_data.t.t", "100 tables deep" };
+		["bytes on the way"] = { { ["\xff\n"] = print }, "additional_data.\\xff\\n", "function" };
+	};
+	for what, case in pairs(REFUSED) do
+		local data, path, why = table.unpack(case);
+		it("is refused with its path, and nothing stored: "..what, function ()
+			local handle = open();
+			local invite, draft = prepare(handle);
+			invite.additional_data = data;
+			local saved, condition, text = handle:save(invite, draft);
+			assert.is_nil(saved);
+			assert.equal("misuse", condition);
+			assert.equal(path, text:sub(1, #path));
+			assert.truthy(text:find(why, 1, true), text);
+			assert.is_nil(text:find(invite.token, 1, true));
+			local found, not_there = handle:info("account", invite.token);
+			assert.is_nil(found);
+			assert.equal("token-invalid", not_there);
+			assert.is_nil(next(pending(handle)));
+		end);
+	end
+
+	it("is refused without telling the token, even where that is the name of the field", function ()
+		local handle = open();
+		local invite, draft = prepare(handle);
+		invite["see "..invite.token] = print;
+		local saved, condition, text = handle:save(invite, draft);
+		assert.is_nil(saved);
+		assert.equal("misuse", condition);
+		assert.is_nil(text:find(invite.token, 1, true));
+	end);
+
+	it("is refused under any other field too, and so is a field that has no name", function ()
+		local handle = open();
+		for field, expected in pairs({ groups = "groups", [1] = "integer", [true] = "boolean" }) do
+			local invite, draft = prepare(handle);
+			invite[field] = print;
+			local saved, condition, text = handle:save(invite, draft);
+			assert.is_nil(saved);
+			assert.equal("misuse", condition);
+			assert.truthy(text:find(expected, 1, true), text);
+		end
+		assert.is_nil(next(pending(handle)));
+	end);
+end);
+
+describe("between prepare and save a handler", function ()
+	it("may set the end, the number of uses and the landing page", function ()
+		local handle = open();
+		local invite = create(handle, nil, function (invite)
+			invite.expires = invite.created_at + 5.9;
+			invite.reusable = true;
+			invite.landing_page = "https://example.com/"..invite.token;
+		end);
+		local info = assert(handle:info("account", invite.token));
+		assert.equal(info.created_at + 5, info.expires);
+		assert.is_true(info.reusable);
+		assert.equal("https://example.com/"..invite.token, info.landing_page);
+		assert.equal(1, assert(redeem(handle, invite.token)).uses);
+		assert.equal(2, assert(redeem(handle, invite.token)).uses);
+	end);
+
+	it("may add fields of any name", function ()
+		local handle = open();
+		local fields = { x = 1, [""] = 2, ["jörg"] = 3, ["a b\0"] = 4, ["\xff"] = 5, ["$table"] = 6, username = 7 };
+		local invite = create(handle, nil, function (invite)
+			for name, value in pairs(fields) do invite[name] = value; end
+		end);
+		local info = assert(handle:info("account", invite.token));
+		for name, value in pairs(fields) do
+			assert.equal(value, info[name], (name:gsub("[^%w$ ]", "?")));
+		end
+	end);
+
+	it("may say what it likes for true and false, and that comes back", function ()
+		local handle = open();
+		local invite = create(handle, nil, function (invite)
+			invite.allow_registration, invite.reusable = "true", false;
+		end);
+		local info = assert(handle:info("account", invite.token));
+		assert.equal("true", info.allow_registration);
+		assert.is_false(info.reusable);
+		assert.is_false(assert(handle:get(invite.token)).reusable);
+	end);
+
+	it("may make it last for ever", function ()
+		local handle = open();
+		local invite = create(handle, nil, function (invite) invite.expires = math.huge; end);
+		assert.equal(math.huge, assert(handle:info("account", invite.token)).expires);
+		assert.equal(math.huge, assert(handle:get(invite.token)).expires);
+	end);
+
+	it("may let it be over at once", function ()
+		local handle = open();
+		local invite = create(handle, nil, function (invite) invite.expires = invite.created_at - 1; end);
+		local info, condition = handle:info("account", invite.token);
+		assert.is_nil(info);
+		assert.equal("token-expired", condition);
+	end);
+
+	it("may close it to registration", function ()
+		local handle = open();
+		local invite = create(handle, { type = "roster", username = "romeo" }, function (invite)
+			invite.allow_registration = false;
+		end);
+		assert.is_nil((handle:get(invite.token)));
+		assert.equal("romeo", assert(handle:get(invite.token, "romeo")).username);
+	end);
+
+	it("cannot change whose it is: that is restored and named", function ()
+		local handle = open();
+		local before;
+		local invite, restored = create(handle, { username = "juliet" }, function (invite)
+			before = { token = invite.token, type = invite.type, created_at = invite.created_at, jid = invite.jid };
+			invite.token, invite.type, invite.created_at, invite.jid = "mine", "roster", nil, "tybalt@example.com";
+		end);
+		table.sort(restored);
+		assert.same({ "created_at", "jid", "token", "type" }, restored);
+		local info = assert(handle:info("account", before.token));
+		for name, value in pairs(before) do
+			assert.equal(value, invite[name]);
+			assert.equal(value, info[name]);
+		end
+		assert.is_nil((handle:info("account", "mine")));
+	end);
+
+	it("that changes nothing of that hears of nothing", function ()
+		local _, restored = create(open());
+		assert.same({}, restored);
+	end);
+
+	it("cannot set an end that is no time", function ()
+		local handle = open();
+		for _, expires in ipairs({ "soon", 0 / 0, {}, false }) do
+			local invite, draft = prepare(handle);
+			invite.expires = expires;
+			local saved, condition, text = handle:save(invite, draft);
+			assert.is_nil(saved);
+			assert.equal("misuse", condition);
+			assert.truthy(text:find("^expires must be"), text);
+		end
+		assert.is_nil(next(pending(handle)));
+	end);
+
+	it("cannot have it stored twice", function ()
+		local handle = open();
+		local invite, draft = prepare(handle);
+		assert(handle:save(invite, draft));
+		local saved, condition, text = handle:save(invite, draft);
+		assert.is_nil(saved);
+		assert.equal("internal-server-error", condition);
+		assert.string(text);
+	end);
+end);
+
+describe("the tables that come out", function ()
+	local function all(handle, token)
+		return {
+			info = assert(handle:info("account", token)); get = assert(handle:get(token)); pending = pending(handle)[token];
+		};
+	end
+
+	it("have whole seconds, of the integer subtype, for every way to say a ttl", function ()
+		local handle = open();
+		for _, ttl in ipairs({ 60, 60.0, 60.9, "60", "60.5", " 60 " }) do
+			local invite = create(handle, { ttl = ttl });
+			assert.equal("integer", math.type(invite.expires));
+			for where, found in pairs(all(handle, invite.token)) do
+				assert.equal("integer", math.type(found.created_at), where);
+				assert.equal("integer", math.type(found.expires), where);
+				assert.equal(60, found.expires - found.created_at, where);
+			end
+		end
+	end);
+
+	it("are fresh and plain", function ()
+		local handle = open();
+		local data = { roles = { "a" }, note = "x" };
+		local invite = create(handle, nil, function (invite) invite.additional_data = data; end);
+		assert.is_true(is_plain(invite));
+		local first = all(handle, invite.token);
+		for where, found in pairs(first) do
+			assert.is_true(is_plain(found), where);
+			found.additional_data.roles[1] = "changed";
+			found.additional_data.note = nil;
+			found.token = nil;
+		end
+		for where, found in pairs(all(handle, invite.token)) do
+			assert.is_true(same(data, found.additional_data), where);
+			assert.equal(invite.token, found.token, where);
+			assert.not_equal(first[where], found, where);
+		end
+	end);
+end);
+
+describe("a failure", function ()
+	-- What may follow the text belongs to conditions that these specs do not ask for.
+	local function assert_failure(condition, ...)
+		local value, found, text, more = ...;
+		assert.is_nil(more);
+		assert.is_nil(value);
+		assert.equal(condition, found);
+		assert.string(text);
+		return text;
+	end
+
+	it("is nil, a condition and a text, of every method", function ()
+		local handle = open();
+		local used = create(handle).token;
+		assert(redeem(handle, used));
+		local contact = create(handle, { type = "roster", username = "romeo", allow_registration = false }).token;
+		local over = create(handle, nil, function (invite) invite.expires = invite.created_at - 1; end).token;
+
+		assert_failure("no-token", handle:get(nil));
+		assert_failure("no-token", handle:info("account", nil));
+		assert_failure("no-token", handle:look(nil));
+		assert_failure("no-token", handle:claim({ purpose = "account" }));
+		assert_failure("no-token", handle:redeem(nil, NONCE));
+		assert_failure("no-token", redeem(handle, nil));
+		assert_failure("token-invalid", handle:get("unknown"));
+		assert_failure("token-invalid", handle:get(used));
+		assert_failure("token-invalid", handle:get(contact));
+		assert_failure("token-invalid", handle:get(contact, "juliet"));
+		assert_failure("token-expired", handle:get(over));
+		assert_failure("token-invalid", handle:info("account", "unknown"));
+		assert_failure("token-invalid", handle:look("unknown"));
+		assert_failure("token-used", handle:claim({ token = used, purpose = "account", invitee = "juliet" }));
+		assert_failure("token-invalid", handle:claim({ token = "unknown", purpose = "account", invitee = "juliet" }));
+		assert_failure("token-invalid", handle:claim({ token = contact, purpose = "account", invitee = "juliet" }));
+		assert_failure("token-used", redeem(handle, used));
+		assert_failure("token-invalid", redeem(handle, "unknown"));
+		assert_failure("claim-lost", handle:redeem(used, NONCE));
+		assert_failure("claim-lost", handle:redeem("unknown", NONCE));
+		assert_failure("token-invalid", handle:confirm("unknown", "missing"));
+		assert_failure("token-invalid", handle:confirm(contact, "disabled"));
+		assert_failure("misuse", handle:confirm(contact, "asleep"));
+		assert_failure("misuse", handle:claim({ token = used, purpose = "fun" }));
+		assert_failure("misuse", handle:redeem(used, "half a claim"));
+		assert_failure("misuse", handle:release("half a claim"));
+		assert_failure("misuse", handle:renew("half a claim"));
+		assert_failure("misuse", handle:prepare({ type = "postal", ttl = 60 }));
+		for _, ttl in ipairs({ 0, -1, 0.5, 0 / 0, "soon", {} }) do
+			assert_failure("misuse", handle:prepare({ type = "register", ttl = ttl }));
+		end
+		assert_failure("misuse", handle:prepare({ type = "register" }));
+		assert_failure("misuse", handle:pending_invites("account", "half a page"));
+		assert_failure("misuse", handle:prepare({ type = "register", ttl = 60, account = "asleep" }));
+		assert_failure("conflict", handle:prepare({ type = "register", ttl = 60, username = "x", account = "active" }));
+		local reset = { type = "register", ttl = 60, username = "x", is_reset = true };
+		reset.account = "missing";
+		assert_failure("item-not-found", handle:prepare(reset));
+		reset.account = "disabled";
+		assert_failure("not-allowed", handle:prepare(reset));
+		assert.is_false(handle:release(NONCE));
+		assert.is_false(handle:renew(NONCE));
+		assert.is_false(handle:revoke("unknown"));
+		assert.equal("romeo", handle:revoke(contact).username);
+		assert.is_false(handle:revoke(contact));
+	end);
+
+	it("of the storage is nil, internal-server-error and what to do", function ()
+		local handle = open({ path = directory.."/missing/invites.sqlite3" });
+		local invite, draft = prepare(handle);
+		local attempt = { token = "x", purpose = "account", invitee = "juliet" };
+		for name, args in pairs({
+			save = { invite, draft }, get = { "x" }, info = { "account", "x" }, look = { "x" }, revoke = { "x" },
+			confirm = { "x", "missing" }, claim = { attempt }, redeem_at_once = { attempt }, redeem = { "x", NONCE },
+			release = { NONCE }, renew = { NONCE }, settle = { { digest = ("x"):rep(32), nonce = NONCE }, "missing" },
+			check_name = { "juliet" }, retire_depending = { "juliet" }, retire_resets = { "juliet" },
+			end_expired = {}, pending_invites = { "account" },
+		}) do
+			local text = assert_failure("internal-server-error", handle[name](handle, table.unpack(args)));
+			assert.truthy(text:find(directory.."/missing/invites.sqlite3", 1, true), text);
+			assert.truthy(text:find("create it", 1, true), text);
+			assert.is_nil(text:find(invite.token, 1, true));
+		end
+	end);
+
+	it("is all that an odd token causes", function ()
+		local handle = open();
+		local function try(token)
+			local expected = token and "token-invalid" or "no-token";
+			assert_failure(expected, handle:get(token));
+			assert_failure(expected, handle:get(token, "romeo"));
+			assert_failure(expected, handle:info("account", token));
+			assert_failure(expected, handle:look(token));
+			assert_failure(expected, handle:claim({ token = token, purpose = "account", invitee = "juliet" }));
+			assert_failure(expected, redeem(handle, token));
+			assert_failure(type(token) == "string" and "claim-lost" or expected, handle:redeem(token, NONCE));
+			if token then
+				assert.is_false(handle:revoke(token));
+			else
+				assert_failure("no-token", handle:revoke(token));
+			end
+		end
+		try(nil);
+		for _, token in pairs(ODD_TOKENS) do
+			try(token);
+		end
+	end);
+
+	it("names no token", function ()
+		local handle = open();
+		local token = create(handle).token;
+		assert(redeem(handle, token));
+		for _, text in ipairs({
+			assert_failure("token-invalid", handle:get(token)),
+			assert_failure("token-invalid", handle:info("account", token)),
+			assert_failure("token-used", redeem(handle, token)),
+			assert_failure("token-used", handle:claim({ token = token, purpose = "account", invitee = "juliet" })),
+			assert_failure("claim-lost", handle:redeem(token, NONCE)),
+		}) do
+			assert.is_nil(text:find(token, 1, true), text);
+		end
+
+		local invite, draft = prepare(handle);
+		assert(handle:save(invite, draft));
+		local text = assert_failure("internal-server-error", handle:save(invite, draft));
+		assert.is_nil(text:find(invite.token, 1, true));
+		for _, opaque in ipairs({ handle, draft }) do
+			assert.is_nil(tostring(opaque):find(invite.token, 1, true));
+		end
+	end);
+
+	it("of misuse by a programmer, raised, names no token either", function ()
+		local handle = open();
+		local invite, draft = prepare(handle);
+		for _, call in ipairs({
+			function () handle.get(invite.token); end,
+			function () handle.save(handle, invite, invite); end,
+			function () handle.save(handle, invite.token, draft); end,
+			function () handle:get(invite.token, {}); end,
+			function () handle:claim(invite.token); end,
+			function () handle:redeem(invite.token); end,
+			function () handle:redeem_at_once({ token = invite.token, purpose = {} }); end,
+		}) do
+			local ok, raised = pcall(call);
+			assert.is_false(ok);
+			assert.is_nil(tostring(raised):find(invite.token, 1, true));
+		end
+	end);
+end);
+
+describe("a claim", function ()
+	local function attempt(token, invitee, more)
+		local all = { token = token, purpose = "account", invitee = invitee };
+		for k, v in pairs(more or {}) do
+			all[k] = v;
+		end
+		return all;
+	end
+
+	it("keeps others out until it is released, and becomes a use once", function ()
+		local handle = open();
+		local token = create(handle).token;
+		local claim = assert(handle:claim(attempt(token, "juliet")));
+		assert.equal("token-busy", select(2, handle:claim(attempt(token, "romeo"))));
+		assert.equal("token-busy", select(2, handle:redeem_at_once(attempt(token, "romeo"))));
+		assert.equal("token-busy", select(2, handle:check_name("juliet")));
+		assert.is_true(handle:renew(claim));
+		assert.is_true(handle:release(claim));
+		assert.is_false(handle:release(claim));
+		assert.equal("claim-lost", select(2, handle:redeem(token, claim)));
+		assert.is_true(handle:check_name("juliet"));
+
+		claim = assert(handle:claim(attempt(token, "romeo")));
+		assert.equal(1, handle:redeem(token, claim, "spec").uses);
+		assert.is_true(handle:redeem(token, claim, "spec"));
+		assert.is_false(handle:release(claim));
+		assert.equal("token-used", select(2, handle:claim(attempt(token, "mercutio"))));
+	end);
+
+	it("takes the place of the one that its holder names", function ()
+		local handle = open();
+		local token = create(handle).token;
+		local first = assert(handle:claim(attempt(token, "juliet")));
+		local second = assert(handle:claim(attempt(token, "romeo", { replaced = first })));
+		assert.not_equal(first, second);
+		assert.equal("claim-lost", select(2, handle:redeem(token, first)));
+		assert.truthy(handle:redeem(token, second));
+	end);
+
+	it("is refused for another name than the one of the invite, and that name to everybody else", function ()
+		local handle = open();
+		local bound, any = create(handle, { username = "juliet" }).token, create(handle).token;
+		assert.equal("name-mismatch", select(2, handle:claim(attempt(bound, "romeo"))));
+		assert.equal("name-reserved", select(2, handle:claim(attempt(any, "juliet"))));
+		assert.equal("name-reserved", select(2, handle:check_name("juliet")));
+		assert.truthy(handle:claim(attempt(bound, "juliet")));
+	end);
+end);
+
+describe("what is told of an invite that ended", function ()
+	it("says which one it was, whatever ended it, and never its token", function ()
+		local handle = open();
+		local reset = { username = "juliet", is_reset = true, account = "active" };
+		local function mark(invite) invite.additional_data = { allow_reset = "juliet" }; end
+		local older = create(handle, { username = "juliet" });
+		local newer, draft = prepare(handle, { username = "juliet" });
+		local _, superseded = assert(handle:save(newer, draft));
+		local changed, used = create(handle, reset, mark), create(handle);
+		local told = {
+			[older.token] = superseded[1],
+			[newer.token] = handle:revoke(newer.token, "no longer welcome"),
+			[changed.token] = handle:retire_resets("juliet")[1],
+			[used.token] = redeem(handle, used.token),
+		};
+		local orphan = create(handle, { type = "roster", username = "juliet" });
+		told[orphan.token] = handle:retire_depending("juliet")[1];
+		local over = create(handle, nil, function (invite) invite.expires = invite.created_at - 1; end);
+		told[over.token] = handle:end_expired()[1];
+
+		local ids, told_of = {}, 0;
+		for token, summary in pairs(told) do
+			assert.is_true(is_plain(summary));
+			assert.equal("example.com", summary.host);
+			assert.equal("integer", math.type(summary.created_at));
+			assert.is_nil(ids[summary.id]);
+			ids[summary.id], told_of = true, told_of + 1;
+			for name, value in pairs(summary) do
+				assert.is_nil(tostring(value):find(token, 1, true), name);
+			end
+		end
+		assert.equal("no longer welcome", told[newer.token].revoked_why);
+		assert.equal(6, told_of);
+	end);
+end);
+
+describe("two hosts on one database", function ()
+	it("know nothing of each other's invites", function ()
+		local here, there = open(), open({ host = "example.net" });
+		local token = create(here).token;
+		assert.is_nil((there:get(token)));
+		assert.is_nil((there:info("account", token)));
+		assert.is_nil((there:look(token)));
+		assert.is_nil((there:claim({ token = token, purpose = "account", invitee = "juliet" })));
+		assert.is_nil((redeem(there, token)));
+		assert.is_false(there:revoke(token));
+		assert.is_nil(next(pending(there)));
+		assert.truthy(here:get(token));
+	end);
+end);
+
+describe("pages of pending invites", function ()
+	it("hold what is for a contact alone where all kinds are asked for", function ()
+		local handle = open();
+		local token = create(handle, { type = "roster", username = "romeo", allow_registration = false }).token;
+		assert.is_nil(next(pending(handle)));
+		assert.equal(token, assert(handle:pending_invites("all"))[1].token);
+		assert.equal("token-invalid", select(2, handle:info("account", token)));
+		assert.equal(token, assert(handle:info("all", token)).token);
+	end);
+
+	it("hold each invite once, also when some are revoked meanwhile", function ()
+		local handle = open({ storage = "memory" });
+		local created, seen = 1203, 0;
+		local tokens = {};
+		for _ = 1, created do
+			tokens[create(handle).token] = true;
+		end
+		local after;
+		repeat
+			local page;
+			page, after = assert(handle:pending_invites("account", after));
+			for _, invite in ipairs(page) do
+				assert.is_true(tokens[invite.token]);
+				tokens[invite.token] = nil;
+				seen = seen + 1;
+				assert.truthy(handle:revoke(invite.token));
+			end
+		until not after;
+		assert.equal(created, seen);
+		assert.is_nil(next(tokens));
+	end);
+end);

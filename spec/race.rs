@@ -1,0 +1,121 @@
+//! Two processes with eight threads each redeem the same ten thousand invites from one SQLite file.
+
+#![expect(clippy::unwrap_used, reason = "these are tests; clippy knows only functions that say so")]
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use prosody_invites::clock;
+use prosody_invites::error::InviteError;
+use prosody_invites::invite::Type;
+use prosody_invites::redemption::Purpose;
+use prosody_invites::service::{Attempt, Invites, Request};
+use prosody_invites::store::sqlite::SqliteStore;
+use prosody_invites::token::Digest;
+
+const INVITES: usize = 10_000;
+const PROCESSES: usize = 2;
+const THREADS: usize = 8;
+
+/// Says to this test binary that it is one of the processes, and where the database is.
+const DATABASE: &str = "RACE_DATABASE";
+
+fn open(path: &Path, lock_wait: Duration) -> Invites {
+	Invites::new("example.com".to_owned(), SqliteStore::shared(path, lock_wait))
+}
+
+fn digests(invites: &Invites) -> Vec<Digest> {
+	let (mut digests, mut after) = (Vec::new(), None);
+	loop {
+		let (page, next) = invites.pending(after.as_ref(), 1000, clock::now()).unwrap();
+		digests.extend(page.iter().map(|invite| invite.digest));
+		let Some(next) = next else { return digests };
+		after = Some(next);
+	}
+}
+
+/// One of the processes: prints each invite that it redeemed, and how often it found the database locked.
+#[test]
+fn a_process_that_takes_part() {
+	let Ok(path) = std::env::var(DATABASE) else { return };
+	// A server's patience, so that giving up and trying again happens too.
+	let invites = open(Path::new(&path), Duration::from_millis(500));
+	let digests = digests(&invites);
+	std::thread::scope(|threads| {
+		for thread in 0..THREADS {
+			let (invites, digests) = (&invites, &digests);
+			threads.spawn(move || {
+				// Each begins elsewhere, so that they meet all the time.
+				for offset in 0..digests.len() {
+					let digest = digests[(offset + thread * digests.len() / THREADS) % digests.len()];
+					let attempt =
+						Attempt { digest, purpose: Purpose::Account, invitee: None, depends_on: None };
+					loop {
+						match invites.redeem_at_once(attempt.clone(), None, clock::now()) {
+							Ok(_) => println!("redeemed {}", digest.id()),
+							Err(InviteError::TokenUsed) => (),
+							Err(InviteError::Store(_)) => {
+								println!("locked");
+								continue;
+							}
+							Err(error) => panic!("{error}"),
+						}
+						break;
+					}
+				}
+			});
+		}
+	});
+}
+
+#[test]
+fn processes_and_threads_redeem_each_invite_once_and_lose_none() {
+	let shared_memory = Path::new("/dev/shm");
+	let scratch =
+		tempfile::tempdir_in(if shared_memory.is_dir() { shared_memory } else { Path::new("/tmp") });
+	let path = scratch.as_ref().unwrap().path().join("invites.sqlite3");
+	let invites = open(&path, Duration::from_secs(10));
+	for _ in 0..INVITES {
+		let request = Request {
+			invite_type: Type::Register,
+			username: None,
+			is_reset: false,
+			account: None,
+			allow_registration: true,
+			ttl: None,
+			max_uses: Some(1),
+		};
+		let (invite, _) = invites.prepare(request, clock::now()).unwrap();
+		invites.save(&invite).unwrap();
+	}
+	let processes: Vec<_> = (0..PROCESSES)
+		.map(|_| {
+			Command::new(std::env::current_exe().unwrap())
+				.args(["--exact", "a_process_that_takes_part", "--nocapture"])
+				.env(DATABASE, &path)
+				.stdout(Stdio::piped())
+				.spawn()
+				.unwrap()
+		})
+		.collect();
+	let (mut redeemed, mut locked) = (Vec::new(), 0);
+	for process in processes {
+		let output = process.wait_with_output().unwrap();
+		assert!(output.status.success());
+		for line in String::from_utf8(output.stdout).unwrap().lines() {
+			if let Some(id) = line.strip_prefix("redeemed ") {
+				redeemed.push(id.to_owned());
+			}
+			locked += usize::from(line == "locked");
+		}
+	}
+	println!(
+		"{} redeemed, {locked} attempts gave up waiting for the lock and were made again",
+		redeemed.len()
+	);
+	assert_eq!(redeemed.len(), INVITES);
+	assert_eq!(redeemed.into_iter().collect::<HashSet<_>>().len(), INVITES);
+	assert!(digests(&invites).is_empty());
+}

@@ -1,0 +1,147 @@
+"""How the module gets into a Prosody and takes the place of the bundled one."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import Refused, login, open_stream
+from prosody import BUNDLED, CHECKOUT, Prosody
+
+Make = Callable[..., Prosody]
+
+MODULES = ("register_ibr", "invites", "invites_register")
+CREATE = 'return assert(module:depends("invites").create_account()).token;'
+
+
+def loaded_from(server: Prosody) -> Path:
+    """The file of the module "invites" that runs."""
+    return Path(server.eval("return prosody.hosts[module.host].modules.invites.module.path;"))
+
+
+def assert_works(server: Prosody, version: str) -> None:
+    """In the server and in prosodyctl, where options take the module's own compat library too."""
+    assert server.eval(CREATE)
+    done = server.prosodyctl("mod_invites", "generate", "example.com", "--role", "a")
+    assert (done.returncode, done.stderr) == (0, "")
+    token = done.stdout.strip().partition("preauth=")[2]
+    invite = server.eval('return module:depends("invites").get(args.token);', token=token)
+    assert invite["additional_data"]["roles"] == ({"a": True} if version.startswith("0.12") else ["a"])
+
+
+def luarocks(tree: Path, *args: str | Path, cwd: Path, **env: str) -> None:
+    done = subprocess.run(
+        ["luarocks", "--lua-version=5.4", f"--tree={tree}", *args],
+        cwd=cwd, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Path]]:
+    """Builds a rocks tree with the module from a copy of the checkout, the second time into the same tree."""
+    scratch = tmp_path_factory.mktemp("rock")
+    copy = scratch / "checkout"
+    ignored = shutil.ignore_patterns("target", ".git", "*.so", "__pycache__", ".*_cache")
+    shutil.copytree(CHECKOUT, copy, symlinks=True, ignore=ignored)
+    # What cargo has compiled already it finds again: LuaRocks sets CC, which alone would make it compile SQLite anew.
+    shutil.copytree(CHECKOUT / "target" / "lua54", copy / "target" / "lua54", symlinks=True)
+    (scratch / "without_cc.mk").write_text("unexport CC\n")
+
+    def make() -> Path:
+        rockspec, = copy.glob("*.rockspec")
+        luarocks(scratch / "tree", "make", rockspec, cwd=copy, MAKEFILES=f"{scratch}/without_cc.mk")
+        return scratch / "tree"
+
+    yield make
+    shutil.rmtree(copy)
+
+
+@pytest.fixture(scope="session")
+def tree(build: Callable[[], Path]) -> Path:
+    """Not to be changed: several tests share it."""
+    return build()
+
+
+def with_installer(tree: Path) -> dict[str, Any]:
+    return {"plugin_paths": BUNDLED, "modules": MODULES, "config": f'installer_plugin_path = "{tree}";'}
+
+
+def test_a_checkout_on_the_plugin_path_replaces_the_bundled_module(
+    prosody: Make, native_lua: Path, version: str
+) -> None:
+    server = prosody(plugin_paths=(native_lua,), modules=MODULES)
+    assert loaded_from(server) == native_lua / "mod_invites" / "mod_invites.lua"
+    assert_works(server, version)
+
+
+def test_a_rocks_tree_replaces_the_bundled_module(prosody: Make, tree: Path, version: str) -> None:
+    server = prosody(**with_installer(tree))
+    assert loaded_from(server) == tree / "share/lua/5.4/mod_invites/mod_invites.lua"
+    assert_works(server, version)
+
+
+def test_a_packed_rock_needs_no_compiler_and_leaves_no_trace(
+    prosody: Make, tree: Path, tmp_path: Path, version: str
+) -> None:
+    luarocks(tree, "pack", "mod_invites", cwd=tmp_path)
+    rock, = tmp_path.glob("*.rock")
+    other = tmp_path / "other"
+    luarocks(other, "install", rock, cwd=tmp_path)
+    server = prosody(**with_installer(other))
+    assert loaded_from(server) == other / "share/lua/5.4/mod_invites/mod_invites.lua"
+    assert_works(server, version)
+
+    server.stop()
+    luarocks(other, "remove", "mod_invites", cwd=tmp_path)
+    assert not [path for path in other.rglob("*invites*") if path.is_file()]
+    server.start()
+    assert loaded_from(server).is_relative_to(server.package)
+    assert server.eval(CREATE)
+
+
+async def test_a_rock_made_again_takes_its_place_under_a_running_server(
+    prosody: Make, tree: Path, build: Callable[[], Path], version: str
+) -> None:
+    server = prosody(**with_installer(tree))
+    library = tree / "lib/lua/5.4/prosody_invites.so"
+    mapped = library.stat().st_ino
+    token = server.eval(CREATE)
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        build()
+        assert library.stat().st_ino != mapped
+        # Code that was not needed yet is read from the file only now.
+        await stream.register("juliet", "pw")
+    server.eval('assert(require "core.modulemanager".reload(module.host, "invites"));')
+    assert_works(server, version)
+
+
+async def test_a_stranger_registers_with_a_generated_link_and_the_link_is_spent(
+    prosody: Make, native_lua: Path
+) -> None:
+    server = prosody(plugin_paths=(native_lua,), modules=MODULES)
+    done = server.prosodyctl("mod_invites", "generate", "example.com")
+    token = done.stdout.strip().partition("preauth=")[2]
+
+    async with await open_stream(server) as stream:
+        assert stream.features.find("{urn:xmpp:ibr-token:0}register") is not None
+        with pytest.raises(Refused) as without_token:
+            await stream.register("juliet", "capulet")
+        assert without_token.value.text == "Registration on this server is through invitation only"
+        await stream.preauth(token)
+        await stream.register("juliet", "capulet")
+    async with await login(server, "juliet", "capulet") as stream:
+        assert stream.jid.bare == "juliet@example.com"
+
+    async with await open_stream(server) as stream:
+        with pytest.raises(Refused) as used:
+            await stream.preauth(token)
+        assert (used.value.type, used.value.condition) == ("cancel", "forbidden")
+        assert used.value.text == "The invite token is invalid or expired"
+        with pytest.raises(Refused):
+            await stream.register("tybalt", "pw")

@@ -1,0 +1,57 @@
+#!/bin/bash
+# The tests, ring by ring, inside out: the domain in Rust, the library seen from Lua, real servers. The first ring that
+# fails ends the run. Needs `spec/machine.sh test` and a build.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+
+# Seconds. Compiling has a budget of its own, so that slow tests are seen.
+COMPILE=600
+RUST=180
+BUSTED=60
+SERVER=600
+
+logs=target/test
+passed=0 failed=0
+mkdir -p $logs
+
+total() {
+	echo "$passed passed, $failed failed${1:+ (stopped at: $1)}"
+	[[ -z ${1:-} ]]
+}
+
+run() { # NAME SECONDS COMMAND…
+	local name=$1 seconds=$2
+	shift 2
+	spec/stage.sh "$name" "$seconds" -- "$@" 2>&1 | tee "$logs/$name.log" || { failing=$name; return 1; }
+}
+
+# Adds what a runner reports to the totals; a ring without tests is a failure: nothing was looked at.
+count() { # NAME AWK-PROGRAM
+	local good bad
+	read -r good bad < <(awk "$2"' END { print p + 0, f + 0 }' "$logs/$1.log")
+	echo "$1: $good passed, $bad failed"
+	((passed += good, failed += bad))
+	if ((good + bad == 0)); then
+		failing="$1, no tests found"
+		return 1
+	fi
+}
+
+ring() { # NAME SECONDS AWK-PROGRAM COMMAND…
+	local name=$1 seconds=$2 program=$3 status=0
+	shift 3
+	run "$name" "$seconds" "$@" || status=1
+	count "$name" "$program" || status=1
+	((status == 0)) || { total "$failing"; exit 1; }
+}
+
+failing=
+run compile $COMPILE spec/cargo.sh test --locked --no-run || { total compile; exit 1; }
+ring rust $RUST '/^test result:/ { p += $4; f += $6 }' \
+	spec/cargo.sh test --locked
+ring busted $BUSTED '/^[0-9]+ success/ { p += $1; f += $4 + $7 }' \
+	lua5.4 "$(command -v busted)" --output=plainTerminal --pattern='_spec%.lua$' spec
+ring server $SERVER \
+	'/ in [0-9.]+s/ { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^(failed|error)/) f += $(i-1) } }' \
+	/usr/bin/python3 -m pytest -n 2 -q spec/server
+total
