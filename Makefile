@@ -1,0 +1,73 @@
+# make build   the library for $(LUA), beside the module in lua/mod_invites/
+# make demo    people inviting each other on real Prosodys
+# make test    every ring of tests
+# make bench   how fast it is beside bare SQLite, and with many invites; fails where it is too slow
+# make faults  kills servers in the middle of registrations, fifty rounds for each moment
+# make mutants breaks the redemption on purpose and prints which spec notices
+# make lint    everything that is checked without running
+# make install the module into PLUGINS, a directory of Prosody's plugin_paths; DESTDIR is honoured
+# make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
+#
+# On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
+
+LUA ?= lua5.4
+FEATURES ?=
+PLUGINS ?= /usr/local/lib/prosody/modules
+export LUA
+# luarocks passes one, and SQLite would be compiled anew for each way of spelling it.
+unexport CC
+
+CARGO = spec/cargo.sh
+LUAS = lua51 luajit lua52 lua53 lua54
+# Asked when used, for a fresh machine gets its Lua from the prerequisite.
+FEATURE = $(shell $(LUA) -e 'io.write(jit and "luajit" or "lua"..(_VERSION:gsub("%D", "")))')
+MODULE = lua/mod_invites
+
+.NOTPARALLEL:
+.PHONY: build demo test bench faults mutants lint install fresh clean machine-build machine-demo machine-test machine-lint
+
+# One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
+# place, since overwriting it would crash a server that has it mapped.
+build: machine-build
+	$(CARGO) build --release --locked --features "$(FEATURE) $(FEATURES)" --target-dir target/$(FEATURE)
+	cp target/$(FEATURE)/release/libprosody_invites.so $(MODULE)/.prosody_invites.so
+	mv -f $(MODULE)/.prosody_invites.so $(MODULE)/prosody_invites.so
+
+demo: machine-demo build
+	/usr/bin/python3 spec/server/demo.py
+
+test: machine-test build
+	spec/test.sh
+
+bench: machine-test build
+	$(CARGO) bench --locked --no-run --bench bare_sqlite
+	/usr/bin/python3 spec/server/bench.py
+
+faults: machine-test build
+	SPEC_ROUNDS=50 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_crash.py
+
+mutants: machine-test build
+	spec/mutants.sh
+
+lint: machine-lint
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --features lua54 -- -D warnings
+	for lua in $(LUAS); do $(CARGO) check --locked --features $$lua || exit; done
+	luacheck lua spec
+	spec/layers.sh --self-test
+	spec/layers.sh
+
+install:
+	install -d $(DESTDIR)$(PLUGINS)/mod_invites
+	install -m 644 $(MODULE)/*.lua $(DESTDIR)$(PLUGINS)/mod_invites
+	cp $(MODULE)/prosody_invites.so $(DESTDIR)$(PLUGINS)/mod_invites/.prosody_invites.so
+	mv -f $(DESTDIR)$(PLUGINS)/mod_invites/.prosody_invites.so $(DESTDIR)$(PLUGINS)/mod_invites/prosody_invites.so
+
+fresh:
+	spec/fresh.sh
+
+clean:
+	rm -rf target $(MODULE)/*.so
+
+machine-build machine-demo machine-test machine-lint: machine-%:
+	@spec/machine.sh $*
