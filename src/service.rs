@@ -7,7 +7,7 @@ use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, decide_name};
-use crate::store::InviteStore;
+use crate::store::{InviteStore, Record};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::Table;
 
@@ -115,8 +115,8 @@ impl Invites {
 	///
 	/// # Errors
 	/// When the store fails.
-	pub fn import(&self, invites: &[Invite]) -> Result<usize, InviteError> {
-		Ok(self.store.import(invites)?)
+	pub fn import(&self, records: &[Record]) -> Result<usize, InviteError> {
+		Ok(self.store.import(records)?)
 	}
 
 	/// The invite behind what somebody presents as a token, if it is good for the purpose now.

@@ -127,7 +127,7 @@ impl Handle {
 			// An entry that is not of the bundled module's making must not keep the others from being imported.
 			match from_bundled(lua, self.invites.host(), &entry, &self.null, now) {
 				Ok(Ok(invite)) if invite.is_expired(now) => expired += 1,
-				Ok(Ok(invite)) => invites.push(invite),
+				Ok(Ok(invite)) => invites.push(invite.into()),
 				Ok(Err(Failure::Misuse(why))) => unreadable.push(why),
 				Ok(Err(failure)) => return Ok(Err(failure)),
 				Err(error) => unreadable.push(error.to_string()),

@@ -3,12 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::store::conformance::{redeem_once, sample, suite};
+use crate::store::conformance::{promises, races, redeem_once, sample, tests};
 
 /// Long enough that no test on a loaded machine runs into it by accident.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
-suite!(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT));
+promises!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
+races!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
 
 fn scratch() -> (tempfile::TempDir, PathBuf) {
 	let scratch = tempfile::tempdir().unwrap();
