@@ -14,6 +14,7 @@ use crate::redemption::{
 	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
 };
 use crate::token::{Digest, Nonce};
+use crate::value::Table;
 
 /// Where the invites of a memory store lie when the process is not there. Nobody else may change them meanwhile. Claims
 /// are not kept there, so what is under way when the process dies is free again.
@@ -34,7 +35,7 @@ pub trait Backing {
 	fn write(&self, changes: &[Change]) -> Result<(), StoreError>;
 
 	/// As of [`InviteStore::check`].
-	fn check(&self) -> Vec<Finding>;
+	fn check(&self, host: &str) -> Vec<Finding>;
 }
 
 /// What happens to one invite. Where history is not carried, an invite that was used up or revoked is no more.
@@ -63,7 +64,7 @@ impl Backing for Nowhere {
 		Ok(())
 	}
 
-	fn check(&self) -> Vec<Finding> {
+	fn check(&self, _: &str) -> Vec<Finding> {
 		vec![Finding::warning(
 			"invites are lost when the server stops: invite_storage = \"memory\" is for tests",
 		)]
@@ -201,7 +202,7 @@ impl Content {
 	}
 
 	fn drop_what_is_not_carried(&mut self, carries: Carries) {
-		if carries.history {
+		if carries == Carries::ALL {
 			return;
 		}
 		for step in std::mem::take(&mut self.undo) {
@@ -212,15 +213,19 @@ impl Content {
 			};
 			let is_claimed =
 				|| self.claims.values().any(|claim| claim.host == key.0 && claim.digest == key.1);
-			if carried(self.invites.get(&key), carries).is_some() {
-				self.invites.entry(key).and_modify(|invite| invite.uses = 0);
+			if let Some(carried) = carried(self.invites.get(&key), carries) {
+				self.invites
+					.entry(key)
+					.and_modify(|invite| *invite = Invite { ended_at: invite.ended_at, ..carried });
 			} else if !is_claimed() {
 				// While there are claims on it, it is still to be redeemed.
 				self.invites.remove(&key);
 			}
 		}
 		// For a second attempt to redeem a claim; the lease was made for such delays.
-		if let Some(newest) = self.redemptions.iter().map(|(_, _, redemption)| redemption.used_at).max() {
+		if !carries.history
+			&& let Some(newest) = self.redemptions.iter().map(|(_, _, redemption)| redemption.used_at).max()
+		{
 			self.redemptions.retain(|(_, _, redemption)| newest - redemption.used_at <= LEASE);
 		}
 	}
@@ -359,14 +364,17 @@ impl Content {
 
 /// What is left of an invite in a store that carries so much.
 fn carried(invite: Option<&Invite>, carries: Carries) -> Option<Invite> {
-	let invite = invite?;
-	if carries.history {
-		Some(invite.clone())
-	} else if invite.revoked_at.is_some() || !invite.has_uses_left() {
-		None
-	} else {
-		Some(Invite { uses: 0, ended_at: None, ..invite.clone() })
+	let mut invite = invite?.clone();
+	if !carries.history {
+		if invite.revoked_at.is_some() || !invite.has_uses_left() {
+			return None;
+		}
+		(invite.uses, invite.ended_at) = (0, None);
 	}
+	if !carries.contact_details && !invite.allow_registration {
+		invite.fields = Table::default();
+	}
+	Some(invite)
 }
 
 impl<B: Backing> InviteStore for MemoryStore<B> {
@@ -388,8 +396,15 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
+		let carries = self.carries();
 		for record in records {
-			self.carries().admit(record)?;
+			carries.admit(record)?;
+			if !carries.contact_details
+				&& !record.invite.allow_registration
+				&& !record.invite.fields.is_empty()
+			{
+				return Err(StoreError::Unsupported { what: "what was given with an invite for a contact" });
+			}
 		}
 		let mut kept = 0;
 		for of_host in records.chunk_by(|a, b| a.invite.host == b.invite.host) {
@@ -427,8 +442,8 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		})
 	}
 
-	fn check(&self) -> Vec<Finding> {
-		self.backing.check()
+	fn check(&self, host: &str) -> Vec<Finding> {
+		self.backing.check(host)
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {

@@ -41,6 +41,7 @@ impl From<Invite> for Record {
 /// What a store can keep of an invite, beyond one that is still good. What it cannot keep it refuses with
 /// [`StoreError::Unsupported`]; it never drops it in silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each thing that can be carried")]
 pub struct Carries {
 	/// What became of invites: used, revoked or expired, why, and who used them. Without it, an invite that was used up or
 	/// revoked is gone, and the uses of one that is not used up are not counted.
@@ -49,11 +50,14 @@ pub struct Carries {
 	pub pause: bool,
 	/// A limit of uses other than one and none.
 	pub several_uses: bool,
+	/// What was given with an invite that is for a contact alone. Without it, [`InviteStore::create`] keeps its end and no
+	/// more, as the bundled module does, whose callers always give something; an import is refused.
+	pub contact_details: bool,
 }
 
 impl Carries {
 	/// Of a store that can keep everything.
-	pub const ALL: Self = Self { history: true, pause: true, several_uses: true };
+	pub const ALL: Self = Self { history: true, pause: true, several_uses: true, contact_details: true };
 
 	/// Whether all of a record can be kept.
 	///
@@ -71,6 +75,8 @@ impl Carries {
 			"a paused invite"
 		} else if invite.max_uses.is_some_and(|max_uses| max_uses != 1) && !self.several_uses {
 			"a limit of several uses"
+		} else if invite.max_uses.is_none() && !invite.allow_registration && !self.contact_details {
+			"an invite for any number of contacts"
 		} else {
 			return Ok(());
 		};
@@ -114,9 +120,9 @@ pub trait InviteStore {
 	/// When the storage fails, or what it holds is damaged.
 	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError>;
 
-	/// Looks the storage over for an operator: whether it can be reached, is whole, and is kept as it should be. What is
-	/// wrong is a finding, not an error.
-	fn check(&self) -> Vec<Finding>;
+	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
+	/// What is wrong is a finding, not an error.
+	fn check(&self, host: &str) -> Vec<Finding>;
 
 	/// The invite as it stands, ended ones included; `None` if there never was one, or it was purged.
 	///

@@ -718,7 +718,7 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
-	fn check(&self) -> Vec<Finding> {
+	fn check(&self, _: &str) -> Vec<Finding> {
 		self.look()
 	}
 
