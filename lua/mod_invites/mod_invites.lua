@@ -42,9 +42,8 @@ local is_prosodyctl = prosody.process_type == "prosodyctl";
 
 -- Tells the operator. prosodyctl would print a log message among its results.
 local function report(text)
-	if is_prosodyctl then
-		prosodyctl.complain(text);
-	else
+	if prosodyctl.is_running() then prosodyctl.complain(text); end
+	if not is_prosodyctl then
 		module:log("error", "%s", text);
 	end
 end
@@ -165,9 +164,6 @@ end
 
 local function open_handle()
 	if not native then return closed(problem); end
-	if storage == "memory" and is_prosodyctl then
-		return closed("invite_storage = \"memory\" is inside the server, where prosodyctl cannot reach it");
-	end
 	local is_open, handle, _, text = pcall(native.open, {
 		host = module.host;
 		storage = storage;
@@ -523,6 +519,10 @@ end
 
 if module.host ~= "*" and not is_prosodyctl then
 	shell.register(shell_commands);
+end
+
+if module.host ~= "*" and native and not is_prosodyctl then
+	prosodyctl.serve(native);
 end
 
 function module.command(arg)
