@@ -34,5 +34,6 @@ pub mod redemption;
 pub mod service;
 pub mod store;
 pub mod token;
+pub mod transfer;
 pub mod uri;
 pub mod value;

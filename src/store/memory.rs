@@ -396,15 +396,8 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
-		let carries = self.carries();
 		for record in records {
-			carries.admit(record)?;
-			if !carries.contact_details
-				&& !record.invite.allow_registration
-				&& !record.invite.fields.is_empty()
-			{
-				return Err(StoreError::Unsupported { what: "what was given with an invite for a contact" });
-			}
+			self.carries().admit_import(record)?;
 		}
 		let mut kept = 0;
 		for of_host in records.chunk_by(|a, b| a.invite.host == b.invite.host) {

@@ -82,6 +82,18 @@ impl Carries {
 		};
 		Err(StoreError::Unsupported { what })
 	}
+
+	/// The same of an import, which must not lose what a caller of [`InviteStore::create`] has to do without.
+	///
+	/// # Errors
+	/// [`StoreError::Unsupported`], naming what cannot be kept.
+	pub fn admit_import(self, record: &Record) -> Result<(), StoreError> {
+		let is_for_a_contact = !record.invite.allow_registration;
+		if is_for_a_contact && !self.contact_details && !record.invite.fields.is_empty() {
+			return Err(StoreError::Unsupported { what: "what was given with an invite for a contact" });
+		}
+		self.admit(record)
+	}
 }
 
 /// What a store must do.
