@@ -7,6 +7,7 @@
 //! The connection is opened at the first call, never earlier: Prosody 0.12 forks with `-D` after it has loaded
 //! its modules, and a connection that crosses a fork loses committed rows.
 
+pub mod backup;
 mod check;
 
 use std::collections::HashMap;
