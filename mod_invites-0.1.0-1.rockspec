@@ -27,6 +27,7 @@ build = {
 			-- These become mod_invites/compat.lua and so on; Prosody's module:require looks for those after compat.lib.lua.
 			["mod_invites.compat"] = "lua/mod_invites/compat.lib.lua",
 			["mod_invites.bundled"] = "lua/mod_invites/bundled.lib.lua",
+			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
 			["mod_invites.prosodyctl"] = "lua/mod_invites/prosodyctl.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",

@@ -33,6 +33,7 @@ end);
 
 local function open(options)
 	local all = { host = "example.com", storage = "sqlite", path = database, lock_wait_ms = 5000, null = null };
+	all.nodeprep = string.lower;
 	for k, v in pairs(options or {}) do
 		all[k] = v;
 	end
@@ -129,7 +130,7 @@ describe("the library", function ()
 	end);
 
 	it("says no to a storage that it does not know", function ()
-		local handle, condition, text = native.open({ host = "example.com", storage = "floppy" });
+		local handle, condition, text = native.open({ host = "example.com", storage = "floppy", nodeprep = string.lower });
 		assert.is_nil(handle);
 		assert.equal("misuse", condition);
 		assert.truthy(text:find("floppy", 1, true));

@@ -41,12 +41,13 @@ fn digests(invites: &Invites) -> Vec<Digest> {
 fn a_process_that_takes_part() {
 	let Ok(path) = std::env::var(DATABASE) else { return };
 	// A server's patience, so that giving up and trying again happens too.
-	let invites = open(Path::new(&path), Duration::from_millis(500));
-	let digests = digests(&invites);
+	let open = || open(Path::new(&path), Duration::from_millis(500));
+	let digests = digests(&open());
 	std::thread::scope(|threads| {
 		for thread in 0..THREADS {
-			let (invites, digests) = (&invites, &digests);
+			let (open, digests) = (&open, &digests);
 			threads.spawn(move || {
+				let invites = open();
 				// Each begins elsewhere, so that they meet all the time.
 				for offset in 0..digests.len() {
 					let digest = digests[(offset + thread * digests.len() / THREADS) % digests.len()];

@@ -2,7 +2,7 @@
 //!
 //! Everything else takes `now` as an argument, so that each rule about time can be tested at any time.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Whole seconds since 1970, as in `created_at` and `expires`.
 pub type Timestamp = i64;
@@ -14,4 +14,22 @@ pub fn now() -> Timestamp {
 	SystemTime::now()
 		.duration_since(UNIX_EPOCH)
 		.map_or(0, |since| Timestamp::try_from(since.as_secs()).unwrap_or(Timestamp::MAX))
+}
+
+/// Measures how long something takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+	/// Begins to measure.
+	#[must_use]
+	pub fn start() -> Self {
+		Self(Instant::now())
+	}
+
+	/// Since it was started.
+	#[must_use]
+	pub fn elapsed(self) -> Duration {
+		self.0.elapsed()
+	}
 }

@@ -88,6 +88,7 @@ impl InviteError {
 			Self::NameReserved => "name-reserved",
 			Self::ClaimsStale(_) => "claims-stale",
 			Self::ClaimLost => "claim-lost",
+			Self::Store(StoreError::Unsupported { .. }) => "feature-not-implemented",
 			Self::Random(_) | Self::Store(_) => "internal-server-error",
 		}
 	}

@@ -21,6 +21,7 @@
 //! then [`store::InviteStore`] for what has to be atomic, [`store::sqlite`] for how it is, and [`service`] for how an
 //! invite is made, found and redeemed.
 
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod duration;
@@ -33,5 +34,6 @@ pub mod redemption;
 pub mod service;
 pub mod store;
 pub mod token;
+pub mod transfer;
 pub mod uri;
 pub mod value;

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, decide_name};
-use crate::store::InviteStore;
+use crate::store::{Carries, InviteStore, Record};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::Table;
 
@@ -115,8 +116,28 @@ impl Invites {
 	///
 	/// # Errors
 	/// When the store fails.
-	pub fn import(&self, invites: &[Invite]) -> Result<usize, InviteError> {
-		Ok(self.store.import(invites)?)
+	pub fn import(&self, records: &[Record]) -> Result<usize, InviteError> {
+		Ok(self.store.import(records)?)
+	}
+
+	/// What the store can keep.
+	#[must_use]
+	pub fn carries(&self) -> Carries {
+		self.store.carries()
+	}
+
+	/// A page of all invites, whatever became of them, with their uses, in the order of their digests.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn records(&self, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, InviteError> {
+		Ok(self.store.records(&self.host, after, limit)?)
+	}
+
+	/// Looks the storage over for an operator.
+	#[must_use]
+	pub fn check(&self) -> Vec<Finding> {
+		self.store.check(&self.host)
 	}
 
 	/// The invite behind what somebody presents as a token, if it is good for the purpose now.

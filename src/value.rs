@@ -20,7 +20,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq, Serializer};
-use serde::{Serialize, de};
+use serde::{Deserialize, Serialize, de};
 use thiserror::Error;
 
 /// Tables may be nested so deep: the outermost is the first.
@@ -181,15 +181,6 @@ impl Table {
 
 impl Serialize for Value {
 	fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-		fn tagged<S: Serializer, T: Serialize + ?Sized>(
-			serializer: S,
-			tag: &str,
-			content: &T,
-		) -> Result<S::Ok, S::Error> {
-			let mut map = serializer.serialize_map(Some(1))?;
-			map.serialize_entry(tag, content)?;
-			map.end()
-		}
 		match self {
 			Self::Null => serializer.serialize_unit(),
 			Self::Bool(value) => serializer.serialize_bool(*value),
@@ -203,20 +194,44 @@ impl Serialize for Value {
 				Ok(text) => serializer.serialize_str(text),
 				Err(_) => tagged(serializer, BYTES_TAG, &STANDARD.encode(bytes)),
 			},
-			Self::Table(table) => {
-				if let Some(list) = table.as_list() {
-					let mut seq = serializer.serialize_seq(Some(list.len()))?;
-					for value in list {
-						seq.serialize_element(value)?;
-					}
-					seq.end()
-				} else if let Some(object) = table.as_object() {
-					serializer.collect_map(object)
-				} else {
-					let flat: Vec<&Value> = table.0.iter().flat_map(|(key, value)| [key, value]).collect();
-					tagged(serializer, TABLE_TAG, &flat)
-				}
+			Self::Table(table) => table.serialize(serializer),
+		}
+	}
+}
+
+impl Serialize for Table {
+	fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+		if let Some(list) = self.as_list() {
+			let mut seq = serializer.serialize_seq(Some(list.len()))?;
+			for value in list {
+				seq.serialize_element(value)?;
 			}
+			seq.end()
+		} else if let Some(object) = self.as_object() {
+			serializer.collect_map(object)
+		} else {
+			let flat: Vec<&Value> = self.0.iter().flat_map(|(key, value)| [key, value]).collect();
+			tagged(serializer, TABLE_TAG, &flat)
+		}
+	}
+}
+
+fn tagged<S: Serializer, T: Serialize + ?Sized>(
+	serializer: S,
+	tag: &str,
+	content: &T,
+) -> Result<S::Ok, S::Error> {
+	let mut map = serializer.serialize_map(Some(1))?;
+	map.serialize_entry(tag, content)?;
+	map.end()
+}
+
+impl<'de> Deserialize<'de> for Table {
+	/// Of text, when the limit of its own that the reader has is switched off: ours is counted here.
+	fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+		match Nested(0).deserialize(deserializer)? {
+			Value::Table(table) => Ok(table),
+			_ => Err(de::Error::custom("no table stands where one must")),
 		}
 	}
 }

@@ -1,19 +1,16 @@
--- What the bundled mod_invites keeps in the store "invite_token": a row for the host under each token that allows to
--- register (the invite itself), and a row for the inviter under each token that is for a contact (when it expires).
+-- Prosody's store "invite_token", where the bundled mod_invites keeps its invites. What its rows mean is known to the
+-- library alone; this file fetches and puts them. Without a user, rows are those of the host itself.
 
 local compat = module:require("compat");
 
-local jid_split = compat.lib("util.jid").split;
-local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
+local storagemanager = compat.lib("core.storagemanager");
 
 local bundled = {};
 
-local function open()
-	local _, driver = compat.lib("core.storagemanager").get_driver(module.host, "invite_token");
-	if driver == "memory" then
-		return nil, "storage = \"memory\" keeps nothing for another process";
-	end
-	return module:open_store("invite_token");
+-- Name of the driver that this host has for the store.
+function bundled.driver()
+	local _, name = storagemanager.get_driver(module.host, "invite_token");
+	return name;
 end
 
 -- The users that a store has rows for. Some drivers list the host's own rows among them: under "" (SQL), or under a
@@ -26,24 +23,70 @@ local function users_of(store)
 	return users;
 end
 
--- Makes what is stored for this host equal to these invites, a list. True, or nil and an error: then some of it is
--- written, and writing it again completes it.
-function bundled.write(invites)
-	local store, err = open();
+-- All rows of a host: its own by token, and a table of the rows of each user; or nil and an error.
+function bundled.read(host)
+	local store, err = storagemanager.open(host, "invite_token");
 	if not store then return nil, err; end
-	local host_rows, user_rows = {}, {};
+	local host_rows;
+	host_rows, err = store:get(nil);
+	if err then return nil, err; end
+	local user_rows = {};
 	for _, user in ipairs(users_of(store)) do
-		user_rows[user] = {};
+		user_rows[user], err = store:get(user);
+		if err then return nil, err; end
 	end
-	for _, invite in ipairs(invites) do
-		if invite.allow_registration then
-			host_rows[invite.token] = invite;
-		end
-		if invite.type == "roster" then
-			local inviter = jid_split(invite.jid);
-			user_rows[inviter] = user_rows[inviter] or {};
-			user_rows[inviter][invite.token] = invite.expires;
-		end
+	return host_rows or {}, user_rows;
+end
+
+-- The rows under these tokens, by token.
+function bundled.get(host, user, tokens)
+	if #tokens > 1 then
+		local store, err = storagemanager.open(host, "invite_token");
+		if not store then return nil, err; end
+		local rows;
+		rows, err = store:get(user);
+		if err then return nil, err; end
+		return rows or {};
+	end
+	local store, err = storagemanager.open(host, "invite_token", "map");
+	if not store then return nil, err; end
+	local row;
+	row, err = store:get(user, tokens[1]);
+	if err then return nil, err; end
+	return { [tokens[1]] = row };
+end
+
+-- Puts rows under their tokens, and deletes those that are false; true, or nil and an error.
+function bundled.write(host, user, rows)
+	local token, row = next(rows);
+	local ok, err;
+	if next(rows, token) == nil then
+		local store;
+		store, err = storagemanager.open(host, "invite_token", "map");
+		if not store then return nil, err; end
+		ok, err = store:set(user, token, row or nil);
+	else
+		-- With a key at a time, some drivers would write a whole file for each.
+		local store, all;
+		store, err = storagemanager.open(host, "invite_token");
+		if not store then return nil, err; end
+		all, err = store:get(user);
+		if err then return nil, err; end
+		all = all or {};
+		for each, value in pairs(rows) do all[each] = value or nil; end
+		ok, err = store:set(user, next(all) and all or nil);
+	end
+	if not ok then return nil, err or "it could not be written"; end
+	return true;
+end
+
+-- Makes the rows of a host equal to these, as read() returns them. True, or nil and an error: then some of it is
+-- written, and writing it again completes it.
+function bundled.replace(host, host_rows, user_rows)
+	local store, err = storagemanager.open(host, "invite_token");
+	if not store then return nil, err; end
+	for _, user in ipairs(users_of(store)) do
+		user_rows[user] = user_rows[user] or {};
 	end
 	user_rows[false] = host_rows;
 	for user, rows in pairs(user_rows) do
@@ -52,35 +95,6 @@ function bundled.write(invites)
 		if not ok then return nil, err or "it could not be written"; end
 	end
 	return true;
-end
-
--- All that is stored for this host, as the library's import_bundled takes it; nil and an error if it cannot be read.
-function bundled.read()
-	local store, err = module:open_store("invite_token");
-	if not store then return nil, err; end
-	local host_rows;
-	host_rows, err = store:get(nil);
-	if err then return nil, err; end
-
-	local entries = {};
-	for token, row in pairs(host_rows or {}) do
-		local node, host;
-		if type(row) == "table" and type(row.jid) == "string" then node, host = jid_split(row.jid); end
-		local username = node and nodeprep(node);
-		if username then row.jid = username.."@"..host; end
-		table.insert(entries, { token = token, row = row, username = username });
-	end
-	for _, user in ipairs(users_of(store)) do
-		local rows;
-		rows, err = store:get(user);
-		if err then return nil, err; end
-		for token, expires in pairs(rows or {}) do
-			if not host_rows or not host_rows[token] then
-				table.insert(entries, { token = token, username = user, expires = expires });
-			end
-		end
-	end
-	return entries;
 end
 
 return bundled;

@@ -42,9 +42,8 @@ local is_prosodyctl = prosody.process_type == "prosodyctl";
 
 -- Tells the operator. prosodyctl would print a log message among its results.
 local function report(text)
-	if is_prosodyctl then
-		prosodyctl.complain(text);
-	else
+	if prosodyctl.is_running() then prosodyctl.complain(text); end
+	if not is_prosodyctl then
 		module:log("error", "%s", text);
 	end
 end
@@ -146,6 +145,7 @@ local function get_period(name, default)
 	return default;
 end
 
+local storage = module:get_option_string("invite_storage", "sqlite");
 local default_ttl = get_period("invite_expiry", WEEK);
 local reset_ttl = 86400;
 
@@ -164,17 +164,18 @@ end
 
 local function open_handle()
 	if not native then return closed(problem); end
-	local storage = module:get_option_string("invite_storage", "sqlite");
-	if storage == "memory" and is_prosodyctl then
-		return closed("invite_storage = \"memory\" is inside the server, where prosodyctl cannot reach it");
-	end
 	local is_open, handle, _, text = pcall(native.open, {
 		host = module.host;
 		storage = storage;
 		path = prosody.paths.data.."/invites.sqlite3";
 		-- The server serves nobody while it waits; an operator at a prompt can wait longer.
 		lock_wait_ms = is_prosodyctl and 10000 or 500;
+		bundled = {
+			read = bundled.read, get = bundled.get, write = bundled.write;
+			report = report;
+		};
 		null = json_null;
+		nodeprep = nodeprep;
 	});
 	if not is_open or not handle then
 		problem = is_open and text or tostring(handle);
@@ -191,7 +192,7 @@ if problem then close_registration(); end
 local function failed(condition, text)
 	if condition == "misuse" then
 		error(text, 0);
-	elseif condition == "internal-server-error" then
+	elseif condition == "internal-server-error" or condition == "feature-not-implemented" then
 		report(text);
 	end
 	return nil, condition;
@@ -199,18 +200,19 @@ end
 
 --- what the bundled module stored
 
-local is_imported = false;
+-- Where invites are kept in its store, there is nothing to take over.
+local is_imported = storage == "prosody";
 
 -- Takes over what the bundled module has stored for this host, if it is new. Nothing is removed there. False if its
 -- store cannot be read, so that nobody can say that there is no such invite.
 local function import_bundled()
 	if is_imported or problem then return true; end
-	local entries, err = bundled.read();
-	if not entries then
-		report("The invites that the bundled mod_invites stored cannot be read: "..tostring(err));
+	local host_rows, user_rows = bundled.read(module.host);
+	if not host_rows then
+		report("The invites that the bundled mod_invites stored cannot be read: "..tostring(user_rows));
 		return false;
 	end
-	local counts, condition, text = handle:import_bundled(entries);
+	local counts, condition, text = handle:import_bundled(host_rows, user_rows);
 	if not counts then
 		failed(condition, text);
 		return false;
@@ -399,16 +401,12 @@ end
 function export_to_bundled()
 	-- What was made there since is to stay.
 	if not import_bundled() then return nil, "internal-server-error"; end
-	local invites, after = {}, nil;
-	repeat
-		local page, next_after, text = handle:pending_invites("all", after);
-		if not page then return failed(next_after, text); end
-		for _, invite in ipairs(page) do table.insert(invites, invite); end
-		after = next_after;
-	until not after;
-	local written, err = bundled.write(invites);
+	if bundled.driver() == "memory" then return nil, "storage = \"memory\" keeps nothing for another process"; end
+	local host_rows, user_rows, count = handle:bundled_rows();
+	if not host_rows then return failed(user_rows, count); end
+	local written, err = bundled.replace(module.host, host_rows, user_rows);
 	if not written then return nil, err; end
-	return #invites;
+	return count;
 end
 
 --- accepting invites
@@ -521,6 +519,10 @@ end
 
 if module.host ~= "*" and not is_prosodyctl then
 	shell.register(shell_commands);
+end
+
+if module.host ~= "*" and native and not is_prosodyctl then
+	prosodyctl.serve(native);
 end
 
 function module.command(arg)

@@ -1,20 +1,42 @@
 -- prosodyctl mod_invites: carries out what the library made of the command line, through the functions that other
--- modules call, so that their handlers run. Results go to stdout, everything else to stderr.
+-- modules call, so that their handlers run. Results go to stdout, everything else to stderr. Where two processes cannot
+-- share the storage, this runs in the server, for a prosodyctl that asks it to.
 
 local compat = module:require("compat");
+local forward = module:require("forward");
 
 local prosodyctl = {};
+
+local is_prosodyctl = prosody.process_type == "prosodyctl";
+
+local terminal = {
+	stdout = function (text) io.stdout:write(text); end;
+	stderr = function (text) io.stderr:write(text); end;
+};
+
+-- Where what a command prints goes; nil in a server that no prosodyctl asks for anything.
+local sink = is_prosodyctl and terminal or nil;
+
+-- Whether a command is being carried out, so that there is somebody to complain to.
+function prosodyctl.is_running()
+	return sink ~= nil;
+end
+
+function prosodyctl.print(line)
+	sink.stdout(line.."\n");
+end
 
 -- One line, whatever is quoted in it.
 function prosodyctl.complain(line)
 	line = line:gsub("\\?[%c]", function (c) return ("\\%03d"):format(c:byte(-1)); end);
-	io.stderr:write("prosodyctl mod_invites: ", line, "\n");
+	sink.stderr("prosodyctl mod_invites: "..line.."\n");
 end
 
--- Loads what creates the invites of a host, and what puts landing pages on them, into this process.
-local function load_host(host)
+-- What creates the invites of a host: in the server it is there; in prosodyctl it is loaded, with what puts landing
+-- pages on them.
+local function invites_of(host)
 	local mm = compat.lib("core.modulemanager");
-	compat.lib("core.storagemanager").initialize_host(host);
+	if not is_prosodyctl then return mm.get_module(host, module.name); end
 	compat.lib("core.usermanager").initialize_host(host);
 	-- prosodyctl has loaded this file for all hosts at once; a module loaded so is not loaded for one.
 	mm.unload("*", module.name);
@@ -42,7 +64,7 @@ local REFUSALS = {
 local commands = {};
 
 function commands.generate(options, native)
-	local invites, err = load_host(options.host);
+	local invites, err = invites_of(options.host);
 	if not invites then
 		prosodyctl.complain(err);
 		return 1;
@@ -59,14 +81,14 @@ function commands.generate(options, native)
 	end
 	if not invite then
 		-- What is wrong with the storage was told when it happened.
-		if condition ~= "internal-server-error" then
+		if REFUSALS[condition] then
 			prosodyctl.complain(REFUSALS[condition]:format((options.reset or options.username).."@"..options.host));
 		end
 		return condition == "jid-malformed" and 2 or 1;
 	end
 	local link = invite.landing_page or invite.uri;
 	if options.json then
-		print(native.json({
+		prosodyctl.print(native.json({
 			link = link;
 			token = invite.token;
 			uri = invite.uri;
@@ -78,13 +100,13 @@ function commands.generate(options, native)
 			additional_data = invite.additional_data;
 		}));
 	else
-		print(link);
+		prosodyctl.print(link);
 	end
 	return 0;
 end
 
 function commands.export(options)
-	local invites, err = load_host(options.host);
+	local invites, err = invites_of(options.host);
 	if not invites then
 		prosodyctl.complain(err);
 		return 1;
@@ -97,8 +119,41 @@ function commands.export(options)
 		end
 		return 1;
 	end
-	print(("%d pending invites of %s are now all that the bundled module has"):format(count, options.host));
+	prosodyctl.print(("%d pending invites of %s are now all that the bundled module has"):format(count, options.host));
 	return 0;
+end
+
+-- Storage that only the server itself can use while it runs.
+local IN_SERVER = { memory = true, prosody = true };
+
+-- Has the running server do it, if it is to: comes back if this process may do it, with why not if it may not.
+local function ask_server(options, arg)
+	local host = options.host;
+	local storage = compat.lib("core.configmanager").get(host, "invite_storage");
+	if not IN_SERVER[storage] then return true; end
+	local _, err = forward.ask(host, arg, nil, sink);
+	if forward.is_server_running() then
+		return nil, ("the server has the invites of %s to itself (invite_storage = %q) and has to be asked, but %s; "
+			.."is mod_admin_shell enabled?"):format(host, storage, err);
+	end
+	local _, driver = compat.lib("core.storagemanager").get_driver(host, "invite_token");
+	if storage == "memory" or driver == "memory" then
+		return nil, ("the invites of %s are in the memory of the server, and it does not run"):format(host);
+	end
+	return true;
+end
+
+-- Understands the command line `arg`: what is asked for, or nil and an exit code once it was said what is wrong.
+local function parse(native, arg)
+	local options = native.command(arg);
+	if options.stdout then sink.stdout(options.stdout); end
+	if options.stderr then prosodyctl.complain(options.stderr); end
+	if options.exit then return nil, options.exit; end
+	if options.host == "*" or not prosody.hosts[options.host] then
+		prosodyctl.complain(("there is no host %q in the configuration"):format(options.host));
+		return nil, 2;
+	end
+	return options;
 end
 
 -- Carries out the command line `arg`: its exit code. Without the library, `native`, it says `problem`.
@@ -107,15 +162,31 @@ function prosodyctl.run(native, problem, arg)
 		prosodyctl.complain(problem);
 		return 1;
 	end
-	local options = native.command(arg);
-	if options.stdout then io.stdout:write(options.stdout); end
-	if options.stderr then prosodyctl.complain(options.stderr); end
-	if options.exit then return options.exit; end
-	if options.host == "*" or not prosody.hosts[options.host] then
-		prosodyctl.complain(("there is no host %q in the configuration"):format(options.host));
-		return 2;
+	local options, code = parse(native, arg);
+	if not options then return code; end
+	compat.lib("core.storagemanager").initialize_host(options.host);
+	local may, why = ask_server(options, arg);
+	if not may then
+		prosodyctl.complain(why);
+		return 1;
 	end
 	return commands[options.name](options, native);
+end
+
+-- Carries out what prosodyctl asks the server to do.
+function prosodyctl.serve(native)
+	forward.serve(function (arg, input, asking)
+		sink = asking;
+		local ok, code = pcall(function ()
+			local options, misuse = parse(native, arg);
+			if not options then return misuse; end
+			options.text = input;
+			return commands[options.name](options, native);
+		end);
+		sink = nil;
+		if not ok then error(code, 0); end
+		return code;
+	end);
 end
 
 return prosodyctl;

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `prepare { type, username, account, is_reset, allow_registration, reusable, ttl }` | invite table, draft; `account` is the state of the account of a register invite's username |
 //! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of; the invite is on the disk |
-//! | `import_bundled(entries)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; an entry is `{ token, row }` or `{ token, username, expires }` as the bundled module stored it |
+//! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
+//! | `bundled_rows()` | the same rows, of all invites that are good now, and how many invites that is |
 //! | `get(token, username)` | validated invite table, and the username of the account that it depends on, if any; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset }` of an invite in whatever state |
@@ -27,14 +28,15 @@ use mlua::{
 	BString, Lua, LuaString, Result as LuaResult, Table, UserData, UserDataMethods, UserDataRef, Value,
 };
 
-use super::table::{Seconds, describe, from_bundled, summary, take_over, validated, whole_seconds};
-use super::value::Null;
+use super::bundled::Bundled;
+use super::table::{Seconds, describe, summary, take_over, validated, whole_seconds};
 use super::{Failure, Outcome, is_truthy, outcome, set_some};
 use crate::clock;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::redemption::{Account, Purpose};
 use crate::service::{Attempt, Invites, Request};
+use crate::store::Record;
 use crate::token::{Digest, Nonce, Token};
 
 /// Asks for invites of every kind, not for those alone that allow to register an account.
@@ -48,7 +50,7 @@ const BATCH: u32 = 50;
 
 pub(super) struct Handle {
 	invites: Invites,
-	null: Null,
+	bundled: Bundled,
 }
 
 /// A prepared invite as it was before handlers saw it.
@@ -69,8 +71,8 @@ type Page = (Vec<Table>, Option<BString>);
 impl UserData for Draft {}
 
 impl Handle {
-	pub(super) const fn new(invites: Invites, null: Null) -> Self {
-		Self { invites, null }
+	pub(super) const fn new(invites: Invites, bundled: Bundled) -> Self {
+		Self { invites, bundled }
 	}
 
 	fn prepare(&self, lua: &Lua, request: &Table) -> LuaResult<Result<(Table, Draft), Failure>> {
@@ -98,7 +100,7 @@ impl Handle {
 		};
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
-				let table = describe(lua, &invite, &token, &self.null)?;
+				let table = describe(lua, &invite, &token, &self.bundled.null)?;
 				Ok(Ok((table, Draft { invite, token })))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -107,7 +109,7 @@ impl Handle {
 
 	fn save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<Saved, Failure>> {
 		let mut invite = draft.invite.clone();
-		let restored = match take_over(lua, &mut invite, &draft.token, table, &self.null)? {
+		let restored = match take_over(lua, &mut invite, &draft.token, table, &self.bundled.null)? {
 			Ok(restored) => restored,
 			// The name of a field may be, or hold, the token.
 			Err(Failure::Misuse(text)) => {
@@ -119,22 +121,19 @@ impl Handle {
 		Ok(superseded.map(|superseded| (restored, superseded)))
 	}
 
-	fn import_bundled(&self, lua: &Lua, entries: &Table) -> LuaResult<Result<Table, Failure>> {
+	fn import_bundled(
+		&self,
+		lua: &Lua,
+		host_rows: Option<&Table>,
+		user_rows: &Table,
+	) -> LuaResult<Result<Table, Failure>> {
 		let now = clock::now();
-		let (mut invites, mut expired, mut unreadable) = (Vec::new(), 0, Vec::new());
-		for entry in entries.sequence_values::<Table>() {
-			let entry = entry?;
-			// An entry that is not of the bundled module's making must not keep the others from being imported.
-			match from_bundled(lua, self.invites.host(), &entry, &self.null, now) {
-				Ok(Ok(invite)) if invite.is_expired(now) => expired += 1,
-				Ok(Ok(invite)) => invites.push(invite),
-				Ok(Err(Failure::Misuse(why))) => unreadable.push(why),
-				Ok(Err(failure)) => return Ok(Err(failure)),
-				Err(error) => unreadable.push(error.to_string()),
-			}
-		}
+		let found = self.bundled.read(lua, self.invites.host(), host_rows, user_rows, now)?;
+		let (expired, good): (Vec<Invite>, Vec<Invite>) =
+			found.invites.into_iter().partition(|invite| invite.is_expired(now));
+		let records: Vec<Record> = good.into_iter().map(Record::from).collect();
 		let mut imported = 0;
-		for batch in invites.chunks(IMPORT_BATCH) {
+		for batch in records.chunks(IMPORT_BATCH) {
 			match self.invites.import(batch) {
 				Ok(new) => imported += new,
 				Err(error) => return Ok(Err(error.into())),
@@ -142,10 +141,40 @@ impl Handle {
 		}
 		let counts = lua.create_table()?;
 		counts.raw_set("imported", imported)?;
-		counts.raw_set("known", invites.len() - imported)?;
-		counts.raw_set("expired", expired)?;
-		counts.raw_set("unreadable", unreadable)?;
+		counts.raw_set("known", records.len() - imported)?;
+		counts.raw_set("expired", expired.len())?;
+		counts.raw_set("unreadable", found.unreadable)?;
 		Ok(Ok(counts))
+	}
+
+	fn bundled_rows(&self, lua: &Lua) -> LuaResult<Result<(Table, Table, usize), Failure>> {
+		let (host_rows, user_rows) = (lua.create_table()?, lua.create_table()?);
+		let (mut count, mut after) = (0, None);
+		loop {
+			let (page, next) = match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
+				Ok(page) => page,
+				Err(error) => return Ok(Err(error.into())),
+			};
+			for invite in &page {
+				let Some((token, rows)) = self.bundled.rows(lua, invite)? else { continue };
+				count += 1;
+				if let Some(row) = rows.host {
+					host_rows.raw_set(token.reveal(), row)?;
+				}
+				if let Some((user, row)) = rows.user {
+					let of_user = match user_rows.raw_get::<Option<Table>>(user.as_str())? {
+						Some(of_user) => of_user,
+						None => lua.create_table()?,
+					};
+					of_user.raw_set(token.reveal(), row)?;
+					user_rows.raw_set(user, of_user)?;
+				}
+			}
+			after = next;
+			if after.is_none() {
+				return Ok(Ok((host_rows, user_rows, count)));
+			}
+		}
 	}
 
 	fn get(
@@ -161,7 +190,7 @@ impl Handle {
 			}
 			Ok((invite, token)) => {
 				let depends_on = invite.depends_on().map(str::to_owned);
-				Ok(Ok((validated(lua, &invite, &token, purpose, &self.null)?, depends_on)))
+				Ok(Ok((validated(lua, &invite, &token, purpose, &self.bundled.null)?, depends_on)))
 			}
 			Err(error) => Ok(Err(error.into())),
 		}
@@ -173,7 +202,7 @@ impl Handle {
 			error => Err(error),
 		});
 		match found {
-			Ok((invite, token)) => describe(lua, &invite, &token, &self.null).map(Ok),
+			Ok((invite, token)) => describe(lua, &invite, &token, &self.bundled.null).map(Ok),
 			Err(error) => Ok(Err(error.into())),
 		}
 	}
@@ -218,7 +247,7 @@ impl Handle {
 			.attempt(attempt)?
 			.and_then(|attempt| Ok(self.invites.redeem_at_once(attempt, source.as_deref(), clock::now())?));
 		result
-			.map(|invite| summary(lua, &invite, &self.null))
+			.map(|invite| summary(lua, &invite, &self.bundled.null))
 			.map_or_else(|failure| Ok(Err(failure)), |table| table.map(Ok))
 	}
 
@@ -251,7 +280,7 @@ impl Handle {
 			.map_err(Failure::from)
 			.and_then(|digest| Ok(self.invites.redeem(&digest, &nonce(claim)?, source, clock::now())?));
 		Ok(match redeemed {
-			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.null)?)),
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(true)),
 			Err(failure) => Err(failure),
 		})
@@ -266,7 +295,7 @@ impl Handle {
 			Ok(self.invites.settle(&digest, &nonce(&claim)?, account_state(account)?, clock::now())?)
 		};
 		Ok(match settle() {
-			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.null)?)),
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(true)),
 			Err(failure) => Err(failure),
 		})
@@ -279,7 +308,7 @@ impl Handle {
 			Ok(digest) => self.invites.revoke(&digest, why, clock::now()),
 		};
 		Ok(match revoked {
-			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.null)?)),
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(false)),
 			Err(error) => Err(error.into()),
 		})
@@ -293,7 +322,7 @@ impl Handle {
 		match invites {
 			Ok(invites) => invites
 				.iter()
-				.map(|invite| summary(lua, invite, &self.null))
+				.map(|invite| summary(lua, invite, &self.bundled.null))
 				.collect::<LuaResult<Vec<_>>>()
 				.map(Ok),
 			Err(error) => Ok(Err(error.into())),
@@ -316,7 +345,7 @@ impl Handle {
 					.iter()
 					.filter(|invite| kinds == ALL_KINDS || invite.serves(Purpose::Account))
 					.filter_map(|invite| Some((invite, invite.token.as_ref()?)))
-					.map(|(invite, token)| describe(lua, invite, token, &self.null))
+					.map(|(invite, token)| describe(lua, invite, token, &self.bundled.null))
 					.collect::<LuaResult<Vec<_>>>()?;
 				Ok(Ok((tables, next.map(|next| BString::from(next.as_bytes().as_slice())))))
 			}
@@ -372,9 +401,10 @@ impl UserData for Handle {
 		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
 			outcome(this.save(lua, &table, &draft))
 		});
-		methods.add_method("import_bundled", |lua, this, entries: Table| {
-			outcome(this.import_bundled(lua, &entries))
+		methods.add_method("import_bundled", |lua, this, (host_rows, user_rows): (Option<Table>, Table)| {
+			outcome(this.import_bundled(lua, host_rows.as_ref(), &user_rows))
 		});
+		methods.add_method("bundled_rows", |lua, this, ()| outcome(this.bundled_rows(lua)));
 		methods.add_method("get", |lua, this, (token, username): (Value, Option<String>)| {
 			outcome(this.get(lua, &token, username.as_deref()))
 		});

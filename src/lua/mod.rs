@@ -13,8 +13,12 @@
 //! [`InviteError::condition`], or `"misuse"` where the caller passed something that it must not: the shim
 //! raises that one as a string, since an error raised from here would be a userdata.
 
+mod bundled;
 mod command;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod handle;
+mod prosody;
 mod table;
 mod value;
 
@@ -31,7 +35,9 @@ use crate::service::Invites;
 use crate::store::InviteStore;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
+use bundled::Bundled;
 use handle::Handle;
+use prosody::HostStorage;
 use value::Null;
 
 /// How a call from Lua failed.
@@ -75,16 +81,29 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 	result.map(Outcome)
 }
 
-/// `open { host, storage, path, lock_wait_ms, null }`: `storage` is `"sqlite"` (with `path`, the database file, and
-/// `lock_wait_ms`, how long to wait for another process) or `"memory"`; `null` is `util.json.null`.
-fn open(options: &Table) -> LuaResult<Result<Handle, Failure>> {
+/// `open { host, storage, path, lock_wait_ms, bundled, null, nodeprep }`: `storage` is `"sqlite"` (with `path`, the
+/// database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with `bundled`, the functions of
+/// [`HostStorage`]) or `"memory"`; `null` is `util.json.null`, `nodeprep` that of `util.encodings`.
+fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
+	let bundled = Bundled { null: Null::new(options.get("null")?), nodeprep: options.get("nodeprep")? };
 	let store: Arc<dyn InviteStore> = match storage.as_str() {
 		"sqlite" => {
 			let path: BString = options.get("path")?;
 			let lock_wait: u64 = options.get("lock_wait_ms")?;
 			SqliteStore::shared(Path::new(OsStr::from_bytes(&path)), Duration::from_millis(lock_wait))
+		}
+		"prosody" => {
+			let storage = HostStorage::new(lua, &options.get("bundled")?, bundled.clone())?;
+			if let Err(error) = storage.try_out(&host) {
+				return Ok(Err(InviteError::from(error).into()));
+			}
+			#[expect(
+				clippy::arc_with_non_send_sync,
+				reason = "it holds Lua functions, and stays in Lua's thread"
+			)]
+			Arc::new(prosody::open(&host, storage))
 		}
 		"memory" => {
 			static STORE: OnceLock<Arc<MemoryStore>> = OnceLock::new();
@@ -92,12 +111,11 @@ fn open(options: &Table) -> LuaResult<Result<Handle, Failure>> {
 		}
 		other => {
 			return Ok(Err(Failure::Misuse(format!(
-				"invite_storage = {other:?} is unknown: use \"sqlite\", or \"memory\" for tests"
+				"invite_storage = {other:?} is unknown: use \"sqlite\", \"prosody\", or \"memory\" for tests"
 			))));
 		}
 	};
-	let null = Null::new(options.get("null")?);
-	Ok(Ok(Handle::new(Invites::new(host, store), null)))
+	Ok(Ok(Handle::new(Invites::new(host, store), bundled)))
 }
 
 fn parse_duration(text: &LuaString) -> Result<i64, Failure> {
@@ -116,7 +134,7 @@ fn json(value: Value) -> LuaResult<Result<String, Failure>> {
 fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 	let library = lua.create_table()?;
 	library.set("version", env!("CARGO_PKG_VERSION"))?;
-	library.set("open", lua.create_function(|_, options: Table| outcome(open(&options)))?)?;
+	library.set("open", lua.create_function(|lua, options: Table| outcome(open(lua, &options)))?)?;
 	library.set("command", lua.create_function(|lua, args: Table| command::parse(lua, &args))?)?;
 	library.set(
 		"parse_duration",
@@ -129,6 +147,8 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 			Ok(())
 		})?,
 	)?;
+	#[cfg(feature = "conformance")]
+	conformance::add_to(lua, &library)?;
 	library.set("json", lua.create_function(|_, value: Value| outcome(json(value)))?)?;
 	Ok(library)
 }

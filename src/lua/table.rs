@@ -58,7 +58,7 @@ pub(super) fn validated(
 	Ok(table)
 }
 
-fn expires(invite: &Invite) -> Value {
+pub(super) fn expires(invite: &Invite) -> Value {
 	invite.expires.map_or(Value::Number(f64::INFINITY), Value::Integer)
 }
 
@@ -84,7 +84,7 @@ pub(super) fn take_over(
 }
 
 /// Takes over what an invite table says beyond the identity of the invite.
-fn absorb(
+pub(super) fn absorb(
 	lua: &Lua,
 	invite: &mut Invite,
 	token: &Token,
@@ -126,58 +126,6 @@ fn absorb(
 	Ok(Ok(()))
 }
 
-/// What the bundled module stored under a token (contract §2): its host row, or, of an invite that is for a contact
-/// alone, the end of its validity; and the username in its address, nodeprepped.
-pub(super) fn from_bundled(
-	lua: &Lua,
-	host: &str,
-	entry: &Table,
-	null: &Null,
-	now: Timestamp,
-) -> LuaResult<Result<Invite, Failure>> {
-	let token: String = entry.get("token")?;
-	let row: Value = entry.get("row")?;
-	let user: Option<String> = entry.get("username")?;
-	let token = Token::from_stored(token);
-	let mut invite = Invite {
-		host: host.to_owned(),
-		digest: token.digest(),
-		token: Some(token.clone()),
-		invite_type: Type::Roster,
-		username: user,
-		allow_registration: false,
-		created_at: now,
-		expires: None,
-		max_uses: Some(1),
-		uses: 0,
-		paused: false,
-		revoked_at: None,
-		revoked_why: None,
-		ended_at: None,
-		fields: StoredTable::default(),
-	};
-	let refuse = |why: &str| Ok(Err(Failure::Misuse(format!("the invite {} {why}", invite.digest.id()))));
-	let row = match row {
-		Value::Nil => return Ok(end(&entry.get("expires")?).map(|expires| Invite { expires, ..invite })),
-		Value::Table(row) => row,
-		_ => return refuse("is no table"),
-	};
-	let word: String = row.get("type")?;
-	let jid: String = row.get("jid")?;
-	let Some(invite_type) = Type::from_stored(&word) else { return refuse("is of an unknown type") };
-	let Some(Seconds::Finite(created_at)) = whole_seconds(&row.get("created_at")?) else {
-		return refuse("does not say when it was made");
-	};
-	invite.invite_type = invite_type;
-	invite.created_at = created_at;
-	if jid != invite.jid() {
-		return refuse("is for another host, or for a username that nobody can have");
-	}
-	// Written with a fraction, it would count as a field that says something else than the column.
-	row.raw_set("created_at", created_at)?;
-	Ok(absorb(lua, &mut invite, &token, &row, null)?.map(|()| invite))
-}
-
 /// What events tell of an invite, and logs may: everything but the secret and what holds it.
 pub(super) fn summary(lua: &Lua, invite: &Invite, null: &Null) -> LuaResult<Table> {
 	let table = lua.create_table_with_capacity(0, 12)?;
@@ -214,7 +162,7 @@ pub(super) fn claims(lua: &Lua, claims: &[Claim]) -> LuaResult<Vec<Table>> {
 }
 
 /// The last second of validity from what stands under `expires`.
-fn end(value: &Value) -> Result<Option<Timestamp>, Failure> {
+pub(super) fn end(value: &Value) -> Result<Option<Timestamp>, Failure> {
 	whole_seconds(value).map(Seconds::finite).ok_or_else(|| {
 		Failure::Misuse("expires must be a number of seconds since 1970, or math.huge for never".to_owned())
 	})

@@ -1,40 +1,307 @@
-//! Invites in this process alone, gone when it ends: for tests, and as the shortest example of a store.
+//! Invites in this process alone, gone when it ends: for tests, and as the shortest example of a store. With a
+//! [`Backing`] it is a store for what keeps rows but knows no transactions: it holds all invites and writes each change
+//! through.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{InviteStore, StoreError};
+use super::{Carries, InviteStore, Record, StoreError};
+use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
-use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
+use crate::redemption::{
+	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
+};
 use crate::token::{Digest, Nonce};
+use crate::value::Table;
 
-/// A store without durability.
-#[derive(Debug, Default)]
-pub struct MemoryStore(Mutex<Content>);
+/// Where the invites of a memory store lie when the process is not there. Nobody else may change them meanwhile. Claims
+/// are not kept there, so what is under way when the process dies is free again.
+pub trait Backing {
+	/// As of [`InviteStore::carries`].
+	fn carries(&self) -> Carries;
 
-#[derive(Debug, Default)]
-struct Content {
-	invites: BTreeMap<(String, Digest), Invite>,
-	claims: BTreeMap<(String, Nonce), Claim>,
-	redemptions: Vec<(String, Digest, Redemption)>,
+	/// All invites of a host; called before it is used first, and again after a write that failed.
+	///
+	/// # Errors
+	/// When they cannot be read.
+	fn load(&self, host: &str) -> Result<Vec<Invite>, StoreError>;
+
+	/// Makes changes last. They count once this has returned `Ok`.
+	///
+	/// # Errors
+	/// When not all of them could be written.
+	fn write(&self, changes: &[Change]) -> Result<(), StoreError>;
+
+	/// As of [`InviteStore::check`].
+	fn check(&self, host: &str) -> Vec<Finding>;
 }
 
-impl MemoryStore {
+/// What happens to one invite. Where history is not carried, an invite that was used up or revoked is no more.
+#[derive(Debug)]
+pub struct Change {
+	/// As it was, if it was there.
+	pub before: Option<Invite>,
+	/// As it is to be, if it is to be there.
+	pub after: Option<Invite>,
+}
+
+/// No backing: everything is gone when the process ends.
+#[derive(Debug)]
+pub struct Nowhere;
+
+impl Backing for Nowhere {
+	fn carries(&self) -> Carries {
+		Carries::ALL
+	}
+
+	fn load(&self, _: &str) -> Result<Vec<Invite>, StoreError> {
+		Ok(Vec::new())
+	}
+
+	fn write(&self, _: &[Change]) -> Result<(), StoreError> {
+		Ok(())
+	}
+
+	fn check(&self, _: &str) -> Vec<Finding> {
+		vec![Finding::warning(
+			"invites are lost when the server stops: invite_storage = \"memory\" is for tests",
+		)]
+	}
+}
+
+/// A store without durability of its own.
+#[derive(Debug)]
+pub struct MemoryStore<B = Nowhere> {
+	content: Arc<Mutex<Content>>,
+	backing: B,
+}
+
+type InviteKey = (String, Digest);
+type ClaimKey = (String, Nonce);
+
+/// What a memory store holds.
+#[derive(Debug, Default)]
+pub struct Content {
+	/// Hosts whose invites have been loaded.
+	loaded: BTreeSet<String>,
+	invites: BTreeMap<InviteKey, Invite>,
+	claims: BTreeMap<ClaimKey, Claim>,
+	redemptions: Vec<(String, Digest, Redemption)>,
+	/// How to take the present call back, oldest step first.
+	undo: Vec<Undo>,
+}
+
+#[derive(Debug)]
+enum Undo {
+	Invite(InviteKey, Option<Invite>),
+	Claim(ClaimKey, Option<Claim>),
+	Redemption,
+}
+
+impl Default for MemoryStore {
+	fn default() -> Self {
+		Self::over(Arc::default(), Nowhere)
+	}
+}
+
+impl<B: Backing> MemoryStore<B> {
+	/// A store over what a backing holds. Claims are in the content, which may be that of another store.
+	pub const fn over(content: Arc<Mutex<Content>>, backing: B) -> Self {
+		Self { content, backing }
+	}
+
+	/// Loads the invites of a host anew when it is used next.
+	pub fn forget(&self, host: &str) {
+		self.lock().forget(host);
+	}
+
 	fn lock(&self) -> MutexGuard<'_, Content> {
-		// Nothing below can leave the content half changed, so a panic elsewhere does not spoil it.
-		self.0.lock().unwrap_or_else(PoisonError::into_inner)
+		// What was begun is taken back by the next change, so a panic elsewhere does not spoil it.
+		self.content.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	fn loaded(&self, host: &str) -> Result<MutexGuard<'_, Content>, StoreError> {
+		let mut content = self.lock();
+		if !content.loaded.contains(host) {
+			for invite in self.backing.load(host)? {
+				content.invites.insert((invite.host.clone(), invite.digest), invite);
+			}
+			content.loaded.insert(host.to_owned());
+		}
+		Ok(content)
+	}
+
+	fn read<T>(&self, host: &str, look: impl FnOnce(&Content) -> T) -> Result<T, StoreError> {
+		Ok(look(&*self.loaded(host)?))
+	}
+
+	/// Does all of `work` or nothing.
+	fn change<T>(
+		&self,
+		host: &str,
+		work: impl FnOnce(&mut Content) -> Result<T, StoreError>,
+	) -> Result<T, StoreError> {
+		let mut content = self.loaded(host)?;
+		content.undo.clear();
+		let done = work(&mut content).inspect_err(|_| content.roll_back())?;
+		if let Err(error) = self.backing.write(&content.changes(self.carries())) {
+			content.roll_back();
+			// Some of it may have been written.
+			content.forget(host);
+			return Err(error);
+		}
+		content.drop_what_is_not_carried(self.carries());
+		Ok(done)
 	}
 }
 
 impl Content {
-	fn invite(&mut self, host: &str, digest: &Digest) -> Option<&mut Invite> {
-		self.invites.get_mut(&(host.to_owned(), *digest))
+	fn forget(&mut self, host: &str) {
+		self.loaded.remove(host);
+		let claimed: BTreeSet<InviteKey> =
+			self.claims.values().map(|claim| (claim.host.clone(), claim.digest)).collect();
+		self.invites.retain(|key, invite| {
+			if key.0 == host {
+				// If it is not there any more when the host is loaded again, its claims stand all the same.
+				invite.revoked_at.get_or_insert(invite.created_at);
+			}
+			key.0 != host || claimed.contains(key)
+		});
+	}
+
+	fn roll_back(&mut self) {
+		for step in std::mem::take(&mut self.undo).into_iter().rev() {
+			match step {
+				Undo::Invite(key, Some(invite)) => drop(self.invites.insert(key, invite)),
+				Undo::Invite(key, None) => drop(self.invites.remove(&key)),
+				Undo::Claim(key, Some(claim)) => drop(self.claims.insert(key, claim)),
+				Undo::Claim(key, None) => drop(self.claims.remove(&key)),
+				Undo::Redemption => drop(self.redemptions.pop()),
+			}
+		}
+	}
+
+	/// Each invite that the present call has changed, as far as a store that carries so much can tell.
+	fn changes(&self, carries: Carries) -> Vec<Change> {
+		let mut before = BTreeMap::new();
+		for step in &self.undo {
+			if let Undo::Invite(key, invite) = step {
+				before.entry(key).or_insert(invite);
+			}
+		}
+		before
+			.into_iter()
+			.map(|(key, before)| Change {
+				before: carried(before.as_ref(), carries),
+				after: carried(self.invites.get(key), carries),
+			})
+			.filter(|change| change.before != change.after)
+			.collect()
+	}
+
+	fn drop_what_is_not_carried(&mut self, carries: Carries) {
+		if carries == Carries::ALL {
+			return;
+		}
+		for step in std::mem::take(&mut self.undo) {
+			let key = match step {
+				Undo::Invite(key, _) => key,
+				Undo::Claim(_, Some(claim)) => (claim.host, claim.digest),
+				Undo::Claim(_, None) | Undo::Redemption => continue,
+			};
+			let is_claimed =
+				|| self.claims.values().any(|claim| claim.host == key.0 && claim.digest == key.1);
+			if let Some(carried) = carried(self.invites.get(&key), carries) {
+				self.invites
+					.entry(key)
+					.and_modify(|invite| *invite = Invite { ended_at: invite.ended_at, ..carried });
+			} else if !is_claimed() {
+				// While there are claims on it, it is still to be redeemed.
+				self.invites.remove(&key);
+			}
+		}
+		// For a second attempt to redeem a claim; the lease was made for such delays.
+		if !carries.history
+			&& let Some(newest) = self.redemptions.iter().map(|(_, _, redemption)| redemption.used_at).max()
+		{
+			self.redemptions.retain(|(_, _, redemption)| newest - redemption.used_at <= LEASE);
+		}
+	}
+
+	fn retire(
+		&mut self,
+		host: &str,
+		which: &dyn Fn(&Invite) -> bool,
+		why: &str,
+		now: Timestamp,
+	) -> Vec<Invite> {
+		let picked = self.digests(host, |invite| invite.ended_at.is_none() && which(invite));
+		let mut retired = Vec::new();
+		for digest in picked {
+			if let Some(invite) = self.invite_mut(host, &digest)
+				&& invite.revoke(Some(why), now)
+			{
+				retired.push(invite.clone());
+			}
+		}
+		retired
+	}
+
+	/// An invite that is going to be changed.
+	fn invite_mut(&mut self, host: &str, digest: &Digest) -> Option<&mut Invite> {
+		let key = (host.to_owned(), *digest);
+		let invite = self.invites.get_mut(&key)?;
+		self.undo.push(Undo::Invite(key, Some(invite.clone())));
+		Some(invite)
+	}
+
+	/// Whether there was no invite with its digest.
+	fn add(&mut self, invite: &Invite) -> bool {
+		let Entry::Vacant(place) = self.invites.entry((invite.host.clone(), invite.digest)) else {
+			return false;
+		};
+		self.undo.push(Undo::Invite(place.key().clone(), None));
+		place.insert(invite.clone());
+		true
+	}
+
+	fn put_claim(&mut self, claim: Claim) {
+		let key = (claim.host.clone(), claim.nonce);
+		let before = self.claims.insert(key.clone(), claim);
+		self.undo.push(Undo::Claim(key, before));
+	}
+
+	fn remove_claim(&mut self, host: &str, nonce: &Nonce) -> Option<Claim> {
+		let key = (host.to_owned(), *nonce);
+		let claim = self.claims.remove(&key)?;
+		self.undo.push(Undo::Claim(key, Some(claim.clone())));
+		Some(claim)
 	}
 
 	fn of_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Invite> {
-		self.invites.values().filter(move |invite| invite.host == host)
+		let first = (host.to_owned(), Digest::from_bytes([0; 32]));
+		self.invites.range(first..).map(|(_, invite)| invite).take_while(move |invite| invite.host == host)
+	}
+
+	fn digests(&self, host: &str, which: impl Fn(&Invite) -> bool) -> Vec<Digest> {
+		self.of_host(host).filter(|invite| which(invite)).map(|invite| invite.digest).collect()
+	}
+
+	/// Up to `limit` of those that follow `after`, in the order of their digests.
+	fn page(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+		which: fn(&Invite) -> bool,
+	) -> Vec<Invite> {
+		self.of_host(host)
+			.filter(|invite| which(invite) && after.is_none_or(|after| invite.digest > *after))
+			.take(limit.try_into().unwrap_or(usize::MAX))
+			.cloned()
+			.collect()
 	}
 
 	fn claims_on_name(&self, host: &str, username: &str) -> Vec<Claim> {
@@ -77,58 +344,103 @@ impl Content {
 				used_at: now,
 			},
 		));
-		let invite = self.invite(&claim.host, &claim.digest)?;
+		self.undo.push(Undo::Redemption);
+		let invite = self.invite_mut(&claim.host, &claim.digest)?;
 		invite.add_use(now);
 		Some(invite.clone())
 	}
 
-	fn retire(
-		&mut self,
-		host: &str,
-		which: &dyn Fn(&Invite) -> bool,
-		why: &str,
-		now: Timestamp,
-	) -> Vec<Invite> {
-		self.invites
-			.values_mut()
-			.filter(|invite| invite.host == host && invite.ended_at.is_none() && which(invite))
-			.filter_map(|invite| invite.revoke(Some(why), now).then(|| invite.clone()))
-			.collect()
+	fn redemptions(&self, host: &str, digest: &Digest) -> Vec<Redemption> {
+		let mut redemptions: Vec<Redemption> = self
+			.redemptions
+			.iter()
+			.filter(|(of, invite, _)| of == host && invite == digest)
+			.map(|(_, _, redemption)| redemption.clone())
+			.collect();
+		redemptions.sort_by_key(|redemption| (redemption.used_at, redemption.nonce));
+		redemptions
 	}
 }
 
-impl InviteStore for MemoryStore {
-	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
-		let mut content = self.lock();
-		if content.invite(&invite.host, &invite.digest).is_some() {
-			return Err(StoreError::Exists);
+/// What is left of an invite in a store that carries so much.
+fn carried(invite: Option<&Invite>, carries: Carries) -> Option<Invite> {
+	let mut invite = invite?.clone();
+	if !carries.history {
+		if invite.revoked_at.is_some() || !invite.has_uses_left() {
+			return None;
 		}
-		let superseded = content.retire(
-			&invite.host,
-			&|older| supersedes(invite, older),
-			super::SUPERSEDED,
-			invite.created_at,
-		);
-		if let Entry::Vacant(place) = content.invites.entry((invite.host.clone(), invite.digest)) {
-			place.insert(invite.clone());
-		}
-		Ok(superseded)
+		(invite.uses, invite.ended_at) = (0, None);
+	}
+	if !carries.contact_details && !invite.allow_registration {
+		invite.fields = Table::default();
+	}
+	Some(invite)
+}
+
+impl<B: Backing> InviteStore for MemoryStore<B> {
+	fn carries(&self) -> Carries {
+		self.backing.carries()
 	}
 
-	fn import(&self, invites: &[Invite]) -> Result<usize, StoreError> {
-		let mut content = self.lock();
+	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
+		self.carries().admit(&invite.clone().into())?;
+		self.change(&invite.host, |content| {
+			let superseded = content.retire(
+				&invite.host,
+				&|older| supersedes(invite, older),
+				super::SUPERSEDED,
+				invite.created_at,
+			);
+			if content.add(invite) { Ok(superseded) } else { Err(StoreError::Exists) }
+		})
+	}
+
+	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
+		for record in records {
+			self.carries().admit_import(record)?;
+		}
 		let mut kept = 0;
-		for invite in invites {
-			if let Entry::Vacant(place) = content.invites.entry((invite.host.clone(), invite.digest)) {
-				place.insert(invite.clone());
-				kept += 1;
-			}
+		for of_host in records.chunk_by(|a, b| a.invite.host == b.invite.host) {
+			kept += self.change(&of_host[0].invite.host, |content| {
+				let mut kept = 0;
+				for record in of_host {
+					if content.add(&record.invite) {
+						kept += 1;
+						for redemption in &record.redemptions {
+							let invite = &record.invite;
+							content.redemptions.push((
+								invite.host.clone(),
+								invite.digest,
+								redemption.clone(),
+							));
+							content.undo.push(Undo::Redemption);
+						}
+					}
+				}
+				Ok(kept)
+			})?;
 		}
 		Ok(kept)
 	}
 
+	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError> {
+		let has_history = self.carries().history;
+		self.read(host, |content| {
+			let page = content.page(host, after, limit, |_| true);
+			let record = |invite: Invite| Record {
+				redemptions: if has_history { content.redemptions(host, &invite.digest) } else { Vec::new() },
+				invite,
+			};
+			page.into_iter().map(record).collect()
+		})
+	}
+
+	fn check(&self, host: &str) -> Vec<Finding> {
+		self.backing.check(host)
+	}
+
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
-		Ok(self.lock().invite(host, digest).cloned())
+		self.read(host, |content| content.invites.get(&(host.to_owned(), *digest)).cloned())
 	}
 
 	fn claim(
@@ -137,15 +449,16 @@ impl InviteStore for MemoryStore {
 		replaced: Option<&Nonce>,
 		now: Timestamp,
 	) -> Result<Result<(), Refusal>, StoreError> {
-		let mut content = self.lock();
-		if let Some(replaced) = replaced {
-			content.claims.remove(&(claim.host.clone(), *replaced));
-		}
-		let decision = decide(&content.view(claim, now), claim, now);
-		if decision.is_ok() {
-			content.claims.insert((claim.host.clone(), claim.nonce), claim.clone());
-		}
-		Ok(decision)
+		self.change(&claim.host, |content| {
+			if let Some(replaced) = replaced {
+				content.remove_claim(&claim.host, replaced);
+			}
+			let decision = decide(&content.view(claim, now), claim, now);
+			if decision.is_ok() {
+				content.put_claim(claim.clone());
+			}
+			Ok(decision)
+		})
 	}
 
 	fn redeem(
@@ -156,15 +469,16 @@ impl InviteStore for MemoryStore {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Redeemed, StoreError> {
-		let mut content = self.lock();
-		if let Some(claim) = content.claims.remove(&(host.to_owned(), *nonce)) {
-			return Ok(content.count(&claim, source, now).map_or(Redeemed::Lost, Redeemed::Now));
-		}
-		let is_redeemed = content
-			.redemptions
-			.iter()
-			.any(|(of, invite, done)| of == host && invite == digest && done.nonce == *nonce);
-		Ok(if is_redeemed { Redeemed::Before } else { Redeemed::Lost })
+		self.change(host, |content| {
+			if let Some(claim) = content.remove_claim(host, nonce) {
+				return Ok(content.count(&claim, source, now).map_or(Redeemed::Lost, Redeemed::Now));
+			}
+			let is_redeemed = content
+				.redemptions
+				.iter()
+				.any(|(of, invite, done)| of == host && invite == digest && done.nonce == *nonce);
+			Ok(if is_redeemed { Redeemed::Before } else { Redeemed::Lost })
+		})
 	}
 
 	fn redeem_at_once(
@@ -173,31 +487,32 @@ impl InviteStore for MemoryStore {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Result<Invite, Refusal>, StoreError> {
-		let mut content = self.lock();
-		Ok(decide(&content.view(claim, now), claim, now)
-			.and_then(|()| content.count(claim, source, now).ok_or(Refusal::Invalid)))
+		self.change(&claim.host, |content| {
+			Ok(decide(&content.view(claim, now), claim, now)
+				.and_then(|()| content.count(claim, source, now).ok_or(Refusal::Invalid)))
+		})
 	}
 
 	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
-		let mut content = self.lock();
-		let key = (host.to_owned(), *nonce);
-		let may =
-			content.claims.get(&key).is_some_and(|claim| only_stale.is_none_or(|now| claim.is_stale(now)));
-		if may {
-			content.claims.remove(&key);
-		}
-		Ok(may)
+		self.change(host, |content| {
+			let claim = content.claims.get(&(host.to_owned(), *nonce));
+			let may = claim.is_some_and(|claim| only_stale.is_none_or(|now| claim.is_stale(now)));
+			Ok(may && content.remove_claim(host, nonce).is_some())
+		})
 	}
 
 	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		let mut content = self.lock();
-		let claim = content.claims.get_mut(&(host.to_owned(), *nonce));
-		Ok(claim.map(|claim| claim.lease_end = lease_end).is_some())
+		self.change(host, |content| {
+			let Some(claim) = content.claims.get(&(host.to_owned(), *nonce)).cloned() else {
+				return Ok(false);
+			};
+			content.put_claim(Claim { lease_end, ..claim });
+			Ok(true)
+		})
 	}
 
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
-		let content = self.lock();
-		Ok(View {
+		self.read(host, |content| View {
 			claims_on_name: content.claims_on_name(host, username),
 			is_reserved: content.of_host(host).any(|invite| reserves(invite, username, now)),
 			..View::default()
@@ -211,8 +526,10 @@ impl InviteStore for MemoryStore {
 		why: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, StoreError> {
-		let mut content = self.lock();
-		Ok(content.invite(host, digest).and_then(|invite| invite.revoke(why, now).then(|| invite.clone())))
+		self.change(host, |content| {
+			let invite = content.invite_mut(host, digest);
+			Ok(invite.and_then(|invite| invite.revoke(why, now).then(|| invite.clone())))
+		})
 	}
 
 	fn retire(
@@ -224,27 +541,32 @@ impl InviteStore for MemoryStore {
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
 		let of_user = |invite: &Invite| invite.username.as_deref() == Some(username) && which(invite);
-		Ok(self.lock().retire(host, &of_user, why, now))
+		self.change(host, |content| Ok(content.retire(host, &of_user, why, now)))
 	}
 
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {
-		let mut content = self.lock();
-		let open = content.invite(host, digest).filter(|invite| invite.ended_at.is_none());
-		Ok(open.is_some_and(|invite| std::mem::replace(&mut invite.paused, paused) != paused))
+		if !self.carries().pause {
+			return Err(StoreError::Unsupported { what: "a paused invite" });
+		}
+		self.change(host, |content| {
+			let open = content.invite_mut(host, digest).filter(|invite| invite.ended_at.is_none());
+			Ok(open.is_some_and(|invite| std::mem::replace(&mut invite.paused, paused) != paused))
+		})
 	}
 
 	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
-		Ok(self
-			.lock()
-			.invites
-			.values_mut()
-			.filter(|invite| invite.host == host && invite.ended_at.is_none() && invite.is_expired(now))
-			.take(limit.try_into().unwrap_or(usize::MAX))
-			.map(|invite| {
-				invite.ended_at = Some(now);
-				invite.clone()
-			})
-			.collect())
+		self.change(host, |content| {
+			let mut due = content.digests(host, |invite| invite.ended_at.is_none() && invite.is_expired(now));
+			due.truncate(limit.try_into().unwrap_or(usize::MAX));
+			let mut ended = Vec::new();
+			for digest in due {
+				if let Some(invite) = content.invite_mut(host, &digest) {
+					invite.ended_at = Some(now);
+					ended.push(invite.clone());
+				}
+			}
+			Ok(ended)
+		})
 	}
 
 	fn open_invites(
@@ -253,29 +575,20 @@ impl InviteStore for MemoryStore {
 		after: Option<&Digest>,
 		limit: u32,
 	) -> Result<Vec<Invite>, StoreError> {
-		Ok(self
-			.lock()
-			.of_host(host)
-			.filter(|invite| invite.ended_at.is_none() && after.is_none_or(|after| invite.digest > *after))
-			.take(limit.try_into().unwrap_or(usize::MAX))
-			.cloned()
-			.collect())
+		self.read(host, |content| content.page(host, after, limit, |invite| invite.ended_at.is_none()))
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {
-		Ok(self
-			.lock()
-			.redemptions
-			.iter()
-			.filter(|(of, invite, _)| of == host && invite == digest)
-			.map(|(_, _, redemption)| redemption.clone())
-			.collect())
+		let has_history = self.carries().history;
+		self.read(host, |content| if has_history { content.redemptions(host, digest) } else { Vec::new() })
 	}
 }
 
 #[cfg(test)]
 mod tests {
 	use super::*;
+	use crate::store::conformance::{promises, races, tests};
 
-	crate::store::conformance::suite!(|_scratch| MemoryStore::default());
+	promises!(tests(|_scratch| MemoryStore::default()));
+	races!(tests(|_scratch| MemoryStore::default()));
 }

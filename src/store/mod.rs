@@ -2,9 +2,9 @@
 //!
 //! A store holds [`Invite`]s under their host and digest and makes single decisions atomic; it decides
 //! nothing itself and owns no clock. To add one: implement [`InviteStore`], then give it to
-//! `conformance::suite!` in its tests; passing that suite is what makes it a store.
+//! `conformance::promises!` in its tests; passing that suite is what makes it a store.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "conformance"))]
 pub(crate) mod conformance;
 pub mod memory;
 pub mod sqlite;
@@ -13,6 +13,7 @@ use std::error::Error;
 
 use thiserror::Error;
 
+use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
@@ -21,7 +22,83 @@ use crate::token::{Digest, Nonce};
 /// Why an invite is revoked that another one [`supersedes`](crate::redemption::supersedes).
 const SUPERSEDED: &str = "a newer invite took its place";
 
+/// An invite with its history, as it moves from one store to another. Claims do not move: they are of the moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+	/// The invite as it stands.
+	pub invite: Invite,
+	/// Its uses, in the order of [`InviteStore::redemptions`].
+	pub redemptions: Vec<Redemption>,
+}
+
+impl From<Invite> for Record {
+	/// An invite that was never used.
+	fn from(invite: Invite) -> Self {
+		Self { invite, redemptions: Vec::new() }
+	}
+}
+
+/// What a store can keep of an invite, beyond one that is still good. What it cannot keep it refuses with
+/// [`StoreError::Unsupported`]; it never drops it in silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each thing that can be carried")]
+pub struct Carries {
+	/// What became of invites: used, revoked or expired, why, and who used them. Without it, an invite that was used up or
+	/// revoked is gone, and the uses of one that is not used up are not counted.
+	pub history: bool,
+	/// Paused invites.
+	pub pause: bool,
+	/// A limit of uses other than one and none.
+	pub several_uses: bool,
+	/// What was given with an invite that is for a contact alone. Without it, [`InviteStore::create`] keeps its end and no
+	/// more, as the bundled module does, whose callers always give something; an import is refused.
+	pub contact_details: bool,
+}
+
+impl Carries {
+	/// Of a store that can keep everything.
+	pub const ALL: Self = Self { history: true, pause: true, several_uses: true, contact_details: true };
+
+	/// Whether all of a record can be kept.
+	///
+	/// # Errors
+	/// [`StoreError::Unsupported`], naming what cannot.
+	pub fn admit(self, record: &Record) -> Result<(), StoreError> {
+		let invite = &record.invite;
+		let has_history = invite.uses > 0
+			|| invite.revoked_at.is_some()
+			|| invite.ended_at.is_some()
+			|| !record.redemptions.is_empty();
+		let what = if has_history && !self.history {
+			"an invite that was used, was revoked or has expired"
+		} else if invite.paused && !self.pause {
+			"a paused invite"
+		} else if invite.max_uses.is_some_and(|max_uses| max_uses != 1) && !self.several_uses {
+			"a limit of several uses"
+		} else if invite.max_uses.is_none() && !invite.allow_registration && !self.contact_details {
+			"an invite for any number of contacts"
+		} else {
+			return Ok(());
+		};
+		Err(StoreError::Unsupported { what })
+	}
+
+	/// The same of an import, which must not lose what a caller of [`InviteStore::create`] has to do without.
+	///
+	/// # Errors
+	/// [`StoreError::Unsupported`], naming what cannot be kept.
+	pub fn admit_import(self, record: &Record) -> Result<(), StoreError> {
+		let is_for_a_contact = !record.invite.allow_registration;
+		if is_for_a_contact && !self.contact_details && !record.invite.fields.is_empty() {
+			return Err(StoreError::Unsupported { what: "what was given with an invite for a contact" });
+		}
+		self.admit(record)
+	}
+}
+
 /// What a store must do.
+///
+/// A store is used by one thread, unless it is `Send` and `Sync` besides.
 ///
 /// Every call is atomic: seen from other threads and other processes that share the storage, it has
 /// happened or it has not. When a call that changes something returns `Ok`, the change survives a crash of
@@ -30,19 +107,34 @@ const SUPERSEDED: &str = "a newer invite took its place";
 ///
 /// Where a rule is needed to decide, the store reads what the rule needs, asks [`crate::redemption`] or
 /// [`crate::lifecycle`], and acts on the answer, all in one transaction that no other can come between.
-pub trait InviteStore: Send + Sync {
+pub trait InviteStore {
+	/// What it can keep, and what it refuses.
+	fn carries(&self) -> Carries;
+
 	/// Keeps a new invite, and revokes those that it [`supersedes`](crate::redemption::supersedes), which it returns.
 	///
 	/// # Errors
 	/// [`StoreError::Exists`] if the host has an invite with this digest already; that one stays as it is.
+	/// [`StoreError::Unsupported`] for what the store does not carry.
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError>;
 
-	/// Keeps those of the invites whose token the host does not know yet, whatever became of the ones it knows. How many
-	/// those were.
+	/// Keeps those of the invites whose token the host does not know yet, with their uses, whatever became of the ones it
+	/// knows. How many those were.
 	///
 	/// # Errors
-	/// When the storage fails.
-	fn import(&self, invites: &[Invite]) -> Result<usize, StoreError>;
+	/// When the storage fails; [`StoreError::Unsupported`] if one of them is more than the store carries.
+	fn import(&self, records: &[Record]) -> Result<usize, StoreError>;
+
+	/// Up to `limit` invites of the host, whatever became of them, with their uses: those that follow `after`, in the order
+	/// of their digests. Fewer than `limit` means: these were the last.
+	///
+	/// # Errors
+	/// When the storage fails, or what it holds is damaged.
+	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError>;
+
+	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
+	/// What is wrong is a finding, not an error.
+	fn check(&self, host: &str) -> Vec<Finding>;
 
 	/// The invite as it stands, ended ones included; `None` if there never was one, or it was purged.
 	///
@@ -133,7 +225,7 @@ pub trait InviteStore: Send + Sync {
 	/// Pauses or resumes an invite that has not ended; `false` if there is none that this changes.
 	///
 	/// # Errors
-	/// When the storage fails.
+	/// When the storage fails; [`StoreError::Unsupported`] where the store does not carry [`Carries::pause`].
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError>;
 
 	/// Marks up to `limit` invites that have expired as ended, and returns them. Each is returned once.
@@ -150,7 +242,8 @@ pub trait InviteStore: Send + Sync {
 	fn open_invites(&self, host: &str, after: Option<&Digest>, limit: u32)
 	-> Result<Vec<Invite>, StoreError>;
 
-	/// Every use of an invite, in the order in which they were made.
+	/// Every use of an invite, in the order in which they were made (of two in one second, in that of their nonces). None
+	/// where the store does not carry [`Carries::history`].
 	///
 	/// # Errors
 	/// When the storage fails.
@@ -164,6 +257,12 @@ pub enum StoreError {
 	/// Two invites with one digest in one host.
 	#[error("an invite with this token exists already")]
 	Exists,
+	/// The storage has no place for this; nothing was changed.
+	#[error("{what} cannot be kept in this storage")]
+	Unsupported {
+		/// What it is, as the subject of a sentence.
+		what: &'static str,
+	},
 	/// The storage cannot be used at all as it is configured or as it lies there.
 	#[error("{problem}")]
 	Unusable {

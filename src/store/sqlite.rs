@@ -7,6 +7,9 @@
 //! The connection is opened at the first call, never earlier: Prosody 0.12 forks with `-D` after it has loaded
 //! its modules, and a connection that crosses a fork loses committed rows.
 
+pub mod backup;
+mod check;
+
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,7 +23,8 @@ use rusqlite::{
 	Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, named_params,
 };
 
-use super::{InviteStore, StoreError};
+use super::{Carries, InviteStore, Record, StoreError};
+use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
@@ -56,6 +60,9 @@ const UPDATE: &str = "UPDATE invite SET uses = :uses, paused = :paused, revoked_
 
 const OPEN_INVITES: &str = "SELECT * FROM invite WHERE host = :host AND digest > :after AND ended_at IS NULL \
 	ORDER BY digest LIMIT :limit";
+
+const ALL_INVITES: &str =
+	"SELECT * FROM invite WHERE host = :host AND digest > :after ORDER BY digest LIMIT :limit";
 
 const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
@@ -585,6 +592,43 @@ fn view(connection: &Connection, claim: &Claim, now: Timestamp) -> Result<View, 
 	})
 }
 
+fn insert_redemption(
+	connection: &Connection,
+	host: &str,
+	digest: &Digest,
+	redemption: &Redemption,
+) -> Result<(), Trouble> {
+	connection.prepare_cached(REDEMPTION)?.execute(named_params! {
+		":host": host,
+		":digest": digest.as_bytes(),
+		":nonce": redemption.nonce.as_bytes(),
+		":purpose": redemption.purpose.as_str(),
+		":invitee": redemption.invitee,
+		":source": redemption.source,
+		":used_at": redemption.used_at,
+	})?;
+	Ok(())
+}
+
+fn redemptions(connection: &Connection, host: &str, digest: &Digest) -> Result<Vec<Redemption>, Trouble> {
+	let params = named_params! { ":host": host, ":digest": digest.as_bytes() };
+	all(connection, REDEMPTIONS, params, read_redemption)
+}
+
+/// A page of invites by `statement`, one of those that take a page's parameters.
+fn page(
+	connection: &Connection,
+	statement: &str,
+	host: &str,
+	after: Option<&Digest>,
+	limit: u32,
+) -> Result<Vec<Invite>, Trouble> {
+	// Every digest follows the empty one.
+	let after = after.map_or(&[][..], |after| after.as_bytes());
+	let params = named_params! { ":host": host, ":after": after, ":limit": limit };
+	all(connection, statement, params, read_invite)
+}
+
 /// Counts the use that a claim has become.
 fn count(
 	connection: &Connection,
@@ -592,15 +636,14 @@ fn count(
 	source: Option<&str>,
 	now: Timestamp,
 ) -> Result<Option<Invite>, Trouble> {
-	connection.prepare_cached(REDEMPTION)?.execute(named_params! {
-		":host": claim.host,
-		":digest": claim.digest.as_bytes(),
-		":nonce": claim.nonce.as_bytes(),
-		":purpose": claim.purpose.as_str(),
-		":invitee": claim.invitee,
-		":source": source,
-		":used_at": now,
-	})?;
+	let redemption = Redemption {
+		nonce: claim.nonce,
+		purpose: claim.purpose,
+		invitee: claim.invitee.clone(),
+		source: source.map(str::to_owned),
+		used_at: now,
+	};
+	insert_redemption(connection, &claim.host, &claim.digest, &redemption)?;
 	let Some(mut invite) = find(connection, &claim.host, &claim.digest)? else {
 		return Ok(None);
 	};
@@ -622,6 +665,10 @@ fn release(
 }
 
 impl InviteStore for SqliteStore {
+	fn carries(&self) -> Carries {
+		Carries::ALL
+	}
+
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
 		let doing = "storing an invite";
 		let Some(username) = &invite.username else {
@@ -637,14 +684,43 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
-	fn import(&self, invites: &[Invite]) -> Result<usize, StoreError> {
+	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
 		self.change("importing invites", |connection| {
 			let mut kept = 0;
-			for invite in invites {
-				kept += usize::from(insert(connection, &IMPORT, invite)?);
+			for Record { invite, redemptions } in records {
+				if insert(connection, &IMPORT, invite)? {
+					kept += 1;
+					for redemption in redemptions {
+						insert_redemption(connection, &invite.host, &invite.digest, redemption)?;
+					}
+				}
 			}
 			Ok(kept)
 		})
+	}
+
+	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError> {
+		self.with("reading invites", |connection| {
+			// A transaction, so that no use comes between an invite and its uses.
+			let transaction = connection.unchecked_transaction()?;
+			let records = page(&transaction, ALL_INVITES, host, after, limit)?
+				.into_iter()
+				.map(|invite| {
+					let redemptions = if invite.uses > 0 {
+						redemptions(&transaction, host, &invite.digest)?
+					} else {
+						Vec::new()
+					};
+					Ok(Record { invite, redemptions })
+				})
+				.collect::<Result<_, Trouble>>()?;
+			transaction.commit()?;
+			Ok(records)
+		})
+	}
+
+	fn check(&self, _: &str) -> Vec<Finding> {
+		self.look()
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
@@ -807,19 +883,11 @@ impl InviteStore for SqliteStore {
 		after: Option<&Digest>,
 		limit: u32,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.with("listing invites", |connection| {
-			// Every digest follows the empty one.
-			let after = after.map_or(&[][..], |after| after.as_bytes());
-			let params = named_params! { ":host": host, ":after": after, ":limit": limit };
-			all(connection, OPEN_INVITES, params, read_invite)
-		})
+		self.with("listing invites", |connection| page(connection, OPEN_INVITES, host, after, limit))
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {
-		self.with("listing the uses of an invite", |connection| {
-			let params = named_params! { ":host": host, ":digest": digest.as_bytes() };
-			all(connection, REDEMPTIONS, params, read_redemption)
-		})
+		self.with("listing the uses of an invite", |connection| redemptions(connection, host, digest))
 	}
 }
 

@@ -3,12 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::store::conformance::{redeem_once, sample, suite};
+use crate::store::conformance::{promises, races, redeem_once, sample, tests};
 
 /// Long enough that no test on a loaded machine runs into it by accident.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
-suite!(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT));
+promises!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
+races!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
 
 fn scratch() -> (tempfile::TempDir, PathBuf) {
 	let scratch = tempfile::tempdir().unwrap();
@@ -144,6 +145,199 @@ fn another_programs_database_is_left_alone() {
 		.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 		.unwrap();
 	assert_eq!(tables, 1);
+}
+
+fn backup(store: &SqliteStore, to: &Path) -> backup::Backup {
+	store.back_up(to).unwrap();
+	store.read_backup(to).unwrap()
+}
+
+#[test]
+fn a_backup_holds_what_is_in_the_log_and_comes_back_under_a_running_server() {
+	let (scratch, path) = scratch();
+	let (server, operator) = (SqliteStore::new(&path, LOCK_WAIT), SqliteStore::new(&path, LOCK_WAIT));
+	let [kept, used, later] =
+		["kept", "used", "later"].map(|token| Invite { username: None, ..sample("example.com", token) });
+	server.create(&kept).unwrap();
+	server.create(&used).unwrap();
+	let copy = scratch.path().join("backup");
+	operator.back_up(&copy).unwrap();
+	assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+	assert!(redeem_once(&server, &used));
+	server.create(&later).unwrap();
+	let backup = operator.read_backup(&copy).unwrap();
+	let expected = backup::Content {
+		newest: Some(kept.created_at),
+		pending: 2,
+		would_live_again: Some(1),
+		would_be_gone: Some(1),
+	};
+	assert_eq!(backup.content, expected);
+	operator.restore(&backup, false, 1).unwrap();
+	let found = |invite: &Invite| server.find(&invite.host, &invite.digest).unwrap();
+	assert_eq!([found(&kept), found(&used), found(&later)], [Some(kept.clone()), Some(used.clone()), None]);
+	assert!(redeem_once(&server, &used), "as the operator was warned");
+	server.create(&later).unwrap();
+	assert_eq!(found(&later), Some(later));
+}
+
+#[test]
+fn nothing_in_a_backup_that_is_restored_revoked_is_ever_good() {
+	let (scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let invite = sample("example.com", "t");
+	store.create(&invite).unwrap();
+	let backup = backup(&store, &scratch.path().join("backup"));
+	store.restore(&backup, true, 5).unwrap();
+	let found = store.find(&invite.host, &invite.digest).unwrap().unwrap();
+	assert_eq!((found.revoked_at, found.ended_at), (Some(5), Some(5)));
+	assert!(!redeem_once(&store, &invite));
+}
+
+#[test]
+fn a_backup_comes_back_where_the_database_is_lost() {
+	let (scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let invite = sample("example.com", "t");
+	store.create(&invite).unwrap();
+	store.back_up(&scratch.path().join("backup")).unwrap();
+	drop(store);
+	for name in std::fs::read_dir(scratch.path()).unwrap().map(|entry| entry.unwrap().path()) {
+		if name != scratch.path().join("backup") {
+			std::fs::remove_file(name).unwrap();
+		}
+	}
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let backup = store.read_backup(&scratch.path().join("backup")).unwrap();
+	assert_eq!((backup.content.would_live_again, backup.content.would_be_gone), (Some(0), Some(0)));
+	store.restore(&backup, false, 1).unwrap();
+	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(invite));
+	assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_registration_under_way_keeps_a_backup_from_being_restored() {
+	let (scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let invite = Invite { username: None, ..sample("example.com", "t") };
+	store.create(&invite).unwrap();
+	let backup = backup(&store, &scratch.path().join("backup"));
+	let now = 1_700_000_000;
+	let claim = crate::store::conformance::claim(&invite, Purpose::Account, "romeo", now);
+	store.claim(&claim, None, now).unwrap().unwrap();
+	let error = store.restore(&backup, false, now).unwrap_err().to_string();
+	assert!(error.contains("1 registrations that are under way"), "{error}");
+	assert!(matches!(
+		store.redeem(&claim.host, &claim.digest, &claim.nonce, None, now).unwrap(),
+		Redeemed::Now(_)
+	));
+	store.restore(&backup, false, now).unwrap();
+}
+
+#[test]
+fn what_is_no_good_backup_is_told_and_changes_nothing() {
+	let (scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let invite = sample("example.com", "t");
+	store.create(&invite).unwrap();
+	let good = scratch.path().join("good");
+	store.back_up(&good).unwrap();
+	let file = |name: &str, content: &[u8]| {
+		let path = scratch.path().join(name);
+		std::fs::write(&path, content).unwrap();
+		path
+	};
+	let content = std::fs::read(&good).unwrap();
+	let newer = file("newer", &content);
+	Connection::open(&newer).unwrap().pragma_update(None, "user_version", 99).unwrap();
+	let foreign = scratch.path().join("foreign");
+	Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+	for (path, told) in [
+		(scratch.path().join("missing"), "cannot be read as a backup"),
+		(file("empty", b""), "is no backup of invites"),
+		(file("garbage", &b"garbage ".repeat(1000)), "cannot be read as a backup"),
+		(file("half", &content[..content.len() / 2]), "cannot be read as a backup"),
+		(foreign, "is no backup of invites"),
+		(newer, "has schema 99"),
+	] {
+		let Err(error) = store.read_backup(&path) else { panic!("{}", path.display()) };
+		assert!(error.to_string().contains(told), "{error}");
+	}
+	let error = store.back_up(&good).unwrap_err().to_string();
+	assert!(error.contains("exists already"), "{error}");
+	assert_eq!(std::fs::read(&good).unwrap(), content);
+	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(invite));
+	let leftovers = std::fs::read_dir(scratch.path())
+		.unwrap()
+		.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".tmp"));
+	assert_eq!(leftovers.count(), 0);
+}
+
+/// A database of every schema that was released, as the version with that schema wrote it.
+const RELEASED: [&str; 1] = [include_str!("../../../spec/fixtures/schema-1.sql")];
+
+/// What is in each of them.
+fn expected_of_released() -> Vec<Record> {
+	let text = include_str!("../../../spec/fixtures/released.jsonl");
+	let invites = crate::service::Invites::new(
+		"example.com".to_owned(),
+		Arc::new(crate::store::memory::MemoryStore::default()),
+	);
+	let terms = crate::transfer::Terms {
+		prepare: &|name| Some(name.to_owned()),
+		is_shared: false,
+		progress: &|_, _| (),
+	};
+	crate::transfer::import(&invites, &mut std::io::Cursor::new(text), &terms).unwrap();
+	invites.records(None, 100).unwrap().into_iter().map(without_spent_token).collect()
+}
+
+/// A migration may forget the secrets that nobody can use any more.
+fn without_spent_token(mut record: Record) -> Record {
+	if record.invite.ended_at.is_some() {
+		record.invite.token = None;
+	}
+	record
+}
+
+fn migrated(path: &Path) -> Vec<Record> {
+	let store = SqliteStore::new(path, LOCK_WAIT);
+	store.records("example.com", None, 100).unwrap().into_iter().map(without_spent_token).collect()
+}
+
+#[test]
+fn a_database_of_every_released_schema_is_migrated_and_keeps_everything() {
+	assert!(RELEASED.len() + 1 >= MIGRATIONS.len(), "keep a dump of each schema that is released");
+	for (index, dump) in RELEASED.iter().enumerate() {
+		let (_scratch, path) = scratch();
+		Connection::open(&path).unwrap().execute_batch(dump).unwrap();
+		assert_eq!(version(&Connection::open(&path).unwrap()).unwrap(), i64::try_from(index + 1).unwrap());
+		assert_eq!(migrated(&path), expected_of_released());
+		assert!(is_current(&Connection::open(&path).unwrap()).is_ok_and(|current| current));
+		let fresh = SqliteStore::new(&path.with_file_name("fresh"), LOCK_WAIT);
+		fresh.create(&sample("example.com", "t")).unwrap();
+		let schema = |path: &Path| -> Vec<(String, String)> {
+			let connection = Connection::open(path).unwrap();
+			let mut statement = connection
+				.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")
+				.unwrap();
+			let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+			rows.collect::<Result<_, _>>().unwrap()
+		};
+		assert_eq!(schema(&path), schema(&path.with_file_name("fresh")));
+	}
+}
+
+#[test]
+fn processes_that_migrate_at_once_all_find_everything() {
+	let (_scratch, path) = scratch();
+	Connection::open(&path).unwrap().execute_batch(RELEASED[0]).unwrap();
+	let expected = expected_of_released();
+	std::thread::scope(|threads| {
+		for _ in 0..8 {
+			threads.spawn(|| assert_eq!(migrated(&path), expected));
+		}
+	});
 }
 
 #[test]

@@ -1,0 +1,44 @@
+//! What a look at an installation finds, as `prosodyctl mod_invites check` reports it.
+
+use serde::Serialize;
+
+/// How bad it is. Its number is the exit code, as monitoring systems have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+	/// As it should be.
+	Ok,
+	/// Invites work, but something is not as it should be, or will not stay so.
+	Warning,
+	/// Invites do not work.
+	Critical,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+	/// How bad it is.
+	pub level: Level,
+	/// What was found, in one line, and what to do if it is not good. Holds no token.
+	pub text: String,
+}
+
+impl Finding {
+	/// As it should be.
+	#[must_use]
+	pub fn ok(text: impl Into<String>) -> Self {
+		Self { level: Level::Ok, text: text.into() }
+	}
+
+	/// Not as it should be.
+	#[must_use]
+	pub fn warning(text: impl Into<String>) -> Self {
+		Self { level: Level::Warning, text: text.into() }
+	}
+
+	/// Does not work.
+	#[must_use]
+	pub fn critical(text: impl Into<String>) -> Self {
+		Self { level: Level::Critical, text: text.into() }
+	}
+}
