@@ -1,4 +1,4 @@
-# make build   the library for $(LUA), beside the module in lua/mod_invites/
+# make build   the library for $(LUA), beside the module in lua/mod_invites/; with GLIBC=2.17 for any Linux from that libc on
 # make demo    people inviting each other on real Prosodys
 # make test    every ring of tests
 # make bench   how fast it is beside bare SQLite, and with many invites; fails where it is too slow
@@ -6,14 +6,16 @@
 # make mutants breaks the redemption on purpose and prints which spec notices
 # make lint    everything that is checked without running
 # make install the module into PLUGINS, a directory of Prosody's plugin_paths; DESTDIR is honoured
+# make matrix  the module on every Prosody and every Lua, into the table in the README (root, mmdebstrap)
 # make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
 #
 # On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
 
 LUA ?= lua5.4
 FEATURES ?=
+GLIBC ?=
 PLUGINS ?= /usr/local/lib/prosody/modules
-export LUA
+export LUA GLIBC
 # luarocks passes one, and SQLite would be compiled anew for each way of spelling it.
 unexport CC
 
@@ -22,15 +24,20 @@ LUAS = lua51 luajit lua52 lua53 lua54
 # Asked when used, for a fresh machine gets its Lua from the prerequisite.
 FEATURE = $(shell $(LUA) -e 'io.write(jit and "luajit" or "lua"..(_VERSION:gsub("%D", "")))')
 MODULE = lua/mod_invites
+# What is linked here asks for the libc of here, or a newer one. Zig links against any that is asked for.
+TARGET = $(shell uname -m)-unknown-linux-gnu
+BUILD = $(if $(GLIBC),zigbuild --target $(TARGET).$(GLIBC),build) --target-dir $(TARGET_DIR)
+TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
+LIBRARY = $(TARGET_DIR)/$(if $(GLIBC),$(TARGET)/)release/libprosody_invites.so
 
 .NOTPARALLEL:
-.PHONY: build demo test bench faults mutants lint install fresh clean machine-build machine-demo machine-test machine-lint
+.PHONY: build demo test bench faults mutants lint install matrix fresh clean machine-build machine-demo machine-test machine-lint
 
 # One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
 # place, since overwriting it would crash a server that has it mapped.
 build: machine-build
-	$(CARGO) build --release --locked --features "$(FEATURE) $(FEATURES)" --target-dir target/$(FEATURE)
-	cp target/$(FEATURE)/release/libprosody_invites.so $(MODULE)/.prosody_invites.so
+	$(CARGO) $(BUILD) --release --locked --features "$(FEATURE) $(FEATURES)"
+	cp $(LIBRARY) $(MODULE)/.prosody_invites.so
 	mv -f $(MODULE)/.prosody_invites.so $(MODULE)/prosody_invites.so
 
 demo: machine-demo build
@@ -62,6 +69,9 @@ install:
 	install -m 644 $(MODULE)/*.lua $(DESTDIR)$(PLUGINS)/mod_invites
 	cp $(MODULE)/prosody_invites.so $(DESTDIR)$(PLUGINS)/mod_invites/.prosody_invites.so
 	mv -f $(DESTDIR)$(PLUGINS)/mod_invites/.prosody_invites.so $(DESTDIR)$(PLUGINS)/mod_invites/prosody_invites.so
+
+matrix:
+	spec/matrix.sh
 
 fresh:
 	spec/fresh.sh
