@@ -38,7 +38,7 @@ local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
 local url_escape = compat.lib("util.http").urlencode;
 local interpolation = compat.lib("util.interpolation");
 
-local is_prosodyctl = prosody.process_type == "prosodyctl";
+local is_prosodyctl = compat.is_prosodyctl;
 
 -- Tells the operator. prosodyctl would print a log message among its results.
 local function report(text)

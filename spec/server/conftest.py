@@ -16,6 +16,10 @@ import prosody as harness
 from prosody import CHECKOUT, VERSIONS, Prosody
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "matrix(row): the row of the README's table of versions that the test stands for")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Saves a plugin: run a coroutine test to its end."""

@@ -141,8 +141,9 @@ class Prosody:
         self._pidfile = self.scratch / "prosody.pid"
         self._log_path = self.scratch / "prosody.log"
         self._console_path = self.scratch / "console.log"
-        self._ports = (_Port(), _Port())
-        self.c2s, self.http = (port.number for port in self._ports)
+        self._ports = (_Port(), _Port(), _Port())
+        #: Nothing listens on `https` unless the configuration says so.
+        self.c2s, self.http, self.https = (port.number for port in self._ports)
         self._prosody = self._launcher("prosody")
         self._prosodyctl = self._launcher("prosodyctl")
         self.write_config()
