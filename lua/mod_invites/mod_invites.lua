@@ -497,7 +497,7 @@ local render_url = interpolation.new("%b{}", url_escape, {
 local function is_supported(invite)
 	if invite.type == "register" then
 		local is_reset = invite.additional_data and invite.additional_data.allow_reset;
-		return page_supports:contains("account") or is_reset and page_supports:contains("password-reset");
+		return page_supports:contains(is_reset and "password-reset" or "account");
 	elseif invite.allow_registration then
 		return page_supports:contains("account-and-contact");
 	end
