@@ -15,7 +15,7 @@ make() { # SUITE ROOT PACKAGE…
 	local suite=$1 root=$2 settings
 	shift 2
 	settings=$(mktemp -d)
-	trap 'rm -r "$settings"' RETURN
+	trap "rm -r '$settings'" EXIT
 	{
 		mirror "$suite" http://deb.debian.org/debian
 		if [[ $suite == bookworm ]]; then
@@ -37,7 +37,7 @@ run() { # ROOT COMMAND
 	[[ ! -f $cargo_config ]] || install -D -m 644 "$cargo_config" "$1/root/.cargo/config.toml"
 	while IFS= read -r -d '' variable; do
 		network+=("$variable")
-	done < <(env -0 | grep -zE '^([a-z]+_proxy|[A-Z]+_PROXY|CARGO_(HTTP|NET|REGISTR|SOURCE)[A-Z_]*)=' || true)
+	done < <(env -0 | grep -zE '^([a-z]+_proxy|[A-Z]+_PROXY|CARGO_(HTTP|NET|REGISTR|SOURCE)[A-Z_]*|PIP_(CERT|INDEX_URL|TRUSTED_HOST))=' || true)
 	# Mounts and processes of its own: both end with the command, whatever it started.
 	unshare --mount --pid --fork --kill-child bash -euc '
 		# The root of a machine is a mount point, and specs that mount something rely on it.

@@ -60,6 +60,7 @@ need_for_test() {
 need_for_matrix() {
 	need "a Debian for each Prosody" mmdebstrap
 	need "every Lua that there is a library for" lua5.1 luajit lua5.2 lua5.3 lua5.4 binutils
+	need "luarocks insists on headers" liblua5.1-0-dev libluajit-5.1-dev liblua5.2-dev liblua5.3-dev liblua5.4-dev
 }
 
 need_for_lint() {

@@ -60,3 +60,24 @@ def test_the_library_asks_for_no_newer_libc_than_was_said(lua: str) -> None:
     assert needed <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "libdl.so.2", "ld-linux-x86-64.so.2"}
     # What the module loads is the one function that it exports.
     assert re.findall(r"g +DF \.text.* (\S+)$", symbols, re.M) == ["luaopen_prosody_invites"]
+
+
+@pytest.mark.parametrize("lua", LUAS)
+def test_the_rock_of_a_lua_holds_its_library_and_is_for_no_other_lua(lua: str, tmp_path: Path) -> None:
+    rock, = (CHECKOUT / "target" / "rocks" / lua).glob("*.rock")
+    own = "5.1" if lua == "luajit" else lua.removeprefix("lua")
+
+    def install(version: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["luarocks", f"--lua-version={version}", f"--tree={tmp_path / version}", "install", "--deps-mode=one", rock],
+            capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        )
+
+    done = install(own)
+    assert done.returncode == 0, done.stderr
+    installed = tmp_path / own / "lib" / "lua" / own / "prosody_invites.so"
+    assert installed.read_bytes() == library(lua).read_bytes()
+    assert list((tmp_path / own).rglob("LICENSE-THIRD-PARTY.md"))
+    refused = install("5.2" if own == "5.3" else "5.3")
+    assert refused.returncode != 0
+    assert "lua" in refused.stderr
