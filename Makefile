@@ -1,4 +1,4 @@
-# make build   the library for $(LUA), beside the module in lua/mod_invites/
+# make build   the library for $(LUA), beside the module in lua/mod_invites/; with GLIBC=2.17 for any Linux from that libc on
 # make demo    people inviting each other on real Prosodys
 # make test    every ring of tests
 # make bench   how fast it is beside bare SQLite, and with many invites; fails where it is too slow
@@ -6,14 +6,18 @@
 # make mutants breaks the redemption on purpose and prints which spec notices
 # make lint    everything that is checked without running
 # make install the module into PLUGINS, a directory of Prosody's plugin_paths; DESTDIR is honoured
+# make rock    a binary rock for $(LUA), in target/rocks/$(LUA)/, a directory that luarocks and prosodyctl install from
+# make matrix  the module on every Prosody and every Lua, into the table in the README (root, mmdebstrap)
+# make licences  LICENSE-THIRD-PARTY.md, of what is linked into the library (cargo install cargo-about)
 # make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
 #
 # On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
 
 LUA ?= lua5.4
 FEATURES ?=
+GLIBC ?=
 PLUGINS ?= /usr/local/lib/prosody/modules
-export LUA
+export LUA GLIBC
 # luarocks passes one, and SQLite would be compiled anew for each way of spelling it.
 unexport CC
 
@@ -22,15 +26,20 @@ LUAS = lua51 luajit lua52 lua53 lua54
 # Asked when used, for a fresh machine gets its Lua from the prerequisite.
 FEATURE = $(shell $(LUA) -e 'io.write(jit and "luajit" or "lua"..(_VERSION:gsub("%D", "")))')
 MODULE = lua/mod_invites
+# What is linked here asks for the libc of here, or a newer one. Zig links against any that is asked for.
+TARGET = $(shell uname -m)-unknown-linux-gnu
+BUILD = $(if $(GLIBC),zigbuild --target $(TARGET).$(GLIBC),build) --target-dir $(TARGET_DIR)
+TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
+LIBRARY = $(TARGET_DIR)/$(if $(GLIBC),$(TARGET)/)release/libprosody_invites.so
 
 .NOTPARALLEL:
-.PHONY: build demo test bench faults mutants lint install fresh clean machine-build machine-demo machine-test machine-lint
+.PHONY: build demo test bench faults mutants lint install rock matrix licences fresh clean machine-build machine-demo machine-test machine-lint
 
 # One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
 # place, since overwriting it would crash a server that has it mapped.
 build: machine-build
-	$(CARGO) build --release --locked --features "$(FEATURE) $(FEATURES)" --target-dir target/$(FEATURE)
-	cp target/$(FEATURE)/release/libprosody_invites.so $(MODULE)/.prosody_invites.so
+	$(CARGO) $(BUILD) --release --locked --features "$(FEATURE) $(FEATURES)"
+	cp $(LIBRARY) $(MODULE)/.prosody_invites.so
 	mv -f $(MODULE)/.prosody_invites.so $(MODULE)/prosody_invites.so
 
 demo: machine-demo build
@@ -62,6 +71,26 @@ install:
 	install -m 644 $(MODULE)/*.lua $(DESTDIR)$(PLUGINS)/mod_invites
 	cp $(MODULE)/prosody_invites.so $(DESTDIR)$(PLUGINS)/mod_invites/.prosody_invites.so
 	mv -f $(DESTDIR)$(PLUGINS)/mod_invites/.prosody_invites.so $(DESTDIR)$(PLUGINS)/mod_invites/prosody_invites.so
+
+# The name of a binary rock does not tell for which Lua it is, so it asks for it. LuaJIT is a Lua 5.1 to LuaRocks.
+ROCKS = target/rocks/$(notdir $(LUA))
+LUA_VERSION = $(shell $(LUA) -e 'io.write((_VERSION:gsub("[^%d.]", "")))')
+LUAROCKS = luarocks --lua-version=$(LUA_VERSION) --tree=$(CURDIR)/$(ROCKS)/tree
+
+rock: machine-build
+	rm -rf $(ROCKS)
+	mkdir -p $(ROCKS)
+	for spec in *.rockspec; do sed 's/"lua [^"]*"/"lua ~> $(LUA_VERSION)"/' $$spec >$(ROCKS)/$$spec; done
+	$(LUAROCKS) make $(ROCKS)/*.rockspec LUA=$$(command -v $(LUA))
+	cd $(ROCKS) && $(LUAROCKS) pack mod_invites
+	luarocks-admin make_manifest $(ROCKS)
+
+matrix:
+	spec/matrix.sh
+
+licences:
+	$(CARGO) about generate --locked --all-features --fail spec/licences/about.hbs -c spec/licences/about.toml \
+		-o LICENSE-THIRD-PARTY.md
 
 fresh:
 	spec/fresh.sh

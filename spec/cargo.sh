@@ -4,6 +4,9 @@
 set -euo pipefail
 wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 seen=()
+# What `cargo zigbuild` consists of: spec/machine.sh.
+zig=$PWD/target/zig
+[[ ${1:-} != zigbuild ]] || export PATH=$zig/bin:$PATH PYTHONPATH=$zig CARGO_ZIGBUILD_PYTHON_PATH=/usr/bin/python3
 
 for cargo in $(type -ap cargo) ~/.cargo/bin/cargo /usr/bin/cargo; do
 	directory=$(dirname "$cargo")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# spec/machine.sh WHAT…  (build, demo, test, lint)
+# spec/machine.sh WHAT…  (build, demo, test, lint, matrix)
 #
 # Makes a Debian 12 machine ready for `make WHAT`: says what is missing and why, installs that, and unpacks the Prosodys
 # to run against under target/prosody/. The prosody package is never installed: it would start a server.
@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 lua=${LUA:-lua5.4}
 rust=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 missing=()
+unpacked=() # Python packages, as DIRECTORY PACKAGE==VERSION…; each directory under target/
 
 installed() { # PACKAGE
 	[[ $(dpkg-query -Wf '${db:Status-Status}' "$1" 2>/dev/null) == installed* ]]
@@ -25,10 +26,20 @@ need() { # REASON PACKAGE…
 	missing+=("${absent[@]}")
 }
 
+need_python() { # REASON DIRECTORY PACKAGE==VERSION…
+	local reason=$1 directory=$2
+	shift 2
+	[[ ! -d target/$directory && " ${unpacked[*]}" != *" $directory "* ]] || return 0
+	need "fetches Python packages" python3-pip
+	echo "missing: $* ($reason)"
+	unpacked+=(" $directory $*")
+}
+
 need_for_build() {
 	need "Rust links with gcc, and the bundled SQLite is C" gcc libc6-dev make ca-certificates
 	command -v "$lua" >/dev/null || need "the Lua to build for" "$lua"
 	spec/cargo.sh --version >/dev/null 2>&1 || need "Rust $rust or newer; Debian's plain cargo is older" cargo-web rustc-web
+	[[ -z ${GLIBC:-} ]] || need_python "links for an older libc" zig cargo-zigbuild==0.24.1 ziglang==0.17.1
 }
 
 need_for_demo() {
@@ -42,6 +53,14 @@ need_for_test() {
 	need "Prosody's own SQL storage, to import from" lua-dbi-sqlite3
 	need "to watch disk flushes and read the database" strace sqlite3
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev
+	need "the invite pages, and the browser that looks at them" libjs-bootstrap4 libjs-jquery chromium openssl
+	need_python "drives the browser" playwright playwright==1.65.2
+}
+
+need_for_matrix() {
+	need "a Debian for each Prosody" mmdebstrap
+	need "every Lua that there is a library for" lua5.1 luajit lua5.2 lua5.3 lua5.4 binutils
+	need "luarocks insists on headers" liblua5.1-0-dev libluajit-5.1-dev liblua5.2-dev liblua5.3-dev liblua5.4-dev
 }
 
 need_for_lint() {
@@ -79,6 +98,21 @@ install_missing() {
 		tail -n 20 target/apt.log >&2
 		exit 1
 	}
+}
+
+install_python() {
+	local line directory packages
+	for line in "${unpacked[@]}"; do
+		read -r directory packages <<<"$line"
+		echo "unpacking $packages into target/$directory"
+		rm -rf "target/.$directory"
+		# shellcheck disable=SC2086 # several words
+		/usr/bin/python3 -m pip install --quiet --target "target/.$directory" $packages >target/pip.log 2>&1 || {
+			tail -n 20 target/pip.log >&2
+			exit 1
+		}
+		mv -T "target/.$directory" "target/$directory"
+	done
 }
 
 check_cargo_web() {
@@ -160,8 +194,10 @@ for what; do
 		demo) need_for_build && need_for_demo ;;
 		test) need_for_build && need_for_demo && need_for_test ;;
 		lint) need_for_build && need_for_lint ;;
-		*) echo "$0: build, demo, test or lint, not $what" >&2; exit 2 ;;
+		matrix) need_for_build && need_for_demo && need_for_test && need_for_matrix ;;
+		*) echo "$0: build, demo, test, lint or matrix, not $what" >&2; exit 2 ;;
 	esac
 done
 install_missing
-[[ " $* " != *" demo "* && " $* " != *" test "* ]] || unpack_prosodys
+install_python
+[[ " $* " != *" demo "* && " $* " != *" test "* && " $* " != *" matrix "* ]] || unpack_prosodys

@@ -9,6 +9,9 @@ function compat.lib(name)
 	return require(name);
 end
 
+-- Whether this is prosodyctl and not the server. 0.11 does not say it; there, only the server can be shut down.
+compat.is_prosodyctl = prosody.process_type == "prosodyctl" or not prosody.process_type and not prosody.shutdown;
+
 compat.unpack = rawget(table, "unpack") or rawget(_G, "unpack");
 
 local is_13 = pcall(require, "prosody.util.roles");
@@ -123,6 +126,7 @@ function compat.add_shell_command(section, section_desc, command, handler)
 	end
 end
 
-compat.table = compat.lib("util.human.io").table;
+local has_human_io, human_io = pcall(compat.lib, "util.human.io");
+compat.table = has_human_io and human_io.table; -- 0.11 has neither this nor the shell that prints it
 
 return compat;

@@ -38,7 +38,7 @@ local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
 local url_escape = compat.lib("util.http").urlencode;
 local interpolation = compat.lib("util.interpolation");
 
-local is_prosodyctl = prosody.process_type == "prosodyctl";
+local is_prosodyctl = compat.is_prosodyctl;
 
 -- Tells the operator. prosodyctl would print a log message among its results.
 local function report(text)
@@ -495,7 +495,7 @@ local render_url = interpolation.new("%b{}", url_escape, {
 local function is_supported(invite)
 	if invite.type == "register" then
 		local is_reset = invite.additional_data and invite.additional_data.allow_reset;
-		return page_supports:contains("account") or is_reset and page_supports:contains("password-reset");
+		return page_supports:contains(is_reset and "password-reset" or "account");
 	elseif invite.allow_registration then
 		return page_supports:contains("account-and-contact");
 	end

@@ -352,7 +352,11 @@ function redemption.hook(handle, get, report)
 	end);
 
 	module:hook_global("user-password-changed", function (event)
-		if event.host == module.host then tell_revoked(handle:retire_resets(event.username)); end
+		if event.host ~= module.host then return; end
+		local attempt, _, thread = attempt_for("account", event.username), compat.current_runner();
+		-- This very password was set by a reset (13.0.2 and later say so), which is yet to be redeemed.
+		if attempt and attempt.thread == thread then return; end
+		tell_revoked(handle:retire_resets(event.username));
 	end);
 
 	module:hook_global("user-deleted", function (event)

@@ -5,8 +5,10 @@ import inspect
 import pwd
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,35 @@ import pytest
 
 import prosody as harness
 from prosody import CHECKOUT, VERSIONS, Prosody
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "matrix(row): the row of the README's table of versions that the test stands for")
+
+
+def version_of(item: pytest.Item) -> str | None:
+    """The Prosody that a test is about, if it is about one."""
+    for value in item.callspec.params.values() if hasattr(item, "callspec") else ():
+        version = value[0] if isinstance(value, tuple) and value else value
+        if version in VERSIONS:
+            return version
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what spec/matrix/skips.toml names, and tells the table of versions what each test stands for."""
+    skips = tomllib.loads((CHECKOUT / "spec" / "matrix" / "skips.toml").read_text())["skip"]
+    for item in items:
+        version = version_of(item)
+        row = item.get_closest_marker("matrix")
+        if version is None:
+            continue
+        item.user_properties += [("version", version), ("row", row.args[0] if row else "")]
+        for skip in skips:
+            if version in skip["versions"] and any(fnmatchcase(item.name, test) or fnmatchcase(
+                f"{item.path.name}::{item.name}", test
+            ) for test in skip["tests"]):
+                item.add_marker(pytest.mark.skip(reason=skip["reason"]))
 
 
 @pytest.hookimpl(tryfirst=True)

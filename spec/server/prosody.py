@@ -3,6 +3,9 @@
 The server is Debian's package, unpacked into `target/prosody/<version>/`. Its launchers have four fixed paths; each
 scratch server gets a copy of them with only those four lines changed, so the code that runs is the packaged code, and
 a Prosody installed on the machine is neither needed nor touched.
+
+A Prosody that needs another Debian than this machine's stands in `target/roots/<version>/`, a whole root directory that
+spec/matrix.sh has made; its servers see this checkout, and in it the library for their Lua.
 """
 
 import grp
@@ -22,11 +25,26 @@ from pathlib import Path
 from typing import Any, Self
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-VERSIONS = ("0.12.3", "13.0.1")
+VERSIONS = tuple(os.environ.get("SPEC_VERSIONS", "0.12.3 13.0.1").split())
 #: `plugin_paths` of a server that runs the `mod_invites` its package brings.
 BUNDLED: tuple[Path, ...] = ()
 
 _SPEC_MODULES = Path(__file__).resolve().parent / "modules"
+_ROOTS = CHECKOUT / "target" / "roots"
+#: Runs a command in the root directory $0 and the directory $1, with $2 as the library. The mounts end with it.
+_IN_ROOT = """
+set -e
+mount --rbind /dev "$0/dev"
+mount -t proc proc "$0/proc"
+for shared in "$3" "$4"; do
+	mkdir -p "$0$shared"
+	mount --rbind "$shared" "$0$shared"
+done
+[ ! -f "$2" ] || mount --bind "$2" "$0$4/lua/mod_invites/prosody_invites.so"
+root=$0 directory=$1
+shift 4
+exec chroot "$root" env --chdir="$directory" "$@"
+"""
 _LOOPBACK = "127.0.0.1"
 _POLL = 0.01
 #: Below the kernel's ephemeral range: an outgoing connection must not take a port between our test and the bind.
@@ -96,9 +114,12 @@ class Prosody:
         data_path: Path | None = None,
         daemonize: bool = False,
     ) -> None:
-        self.package = CHECKOUT / "target" / "prosody" / version
-        if not self.package.is_dir():
-            raise ServerFailed(f"no Prosody {version} at {self.package}: unpack its .deb there")
+        self._root = _ROOTS / version if (_ROOTS / version).is_dir() else None
+        self._unpacked = self._root or CHECKOUT / "target" / "prosody" / version
+        if not self._unpacked.is_dir():
+            raise ServerFailed(f"no Prosody {version} at {self._unpacked}: unpack its .deb there")
+        #: Where the server finds its own code.
+        self.package = Path("/usr/lib/prosody") if self._root else self._unpacked / "usr/lib/prosody"
         self.version = version
         self.hosts = dict(hosts or {"example.com": ""})
         self.config = config
@@ -120,8 +141,9 @@ class Prosody:
         self._pidfile = self.scratch / "prosody.pid"
         self._log_path = self.scratch / "prosody.log"
         self._console_path = self.scratch / "console.log"
-        self._ports = (_Port(), _Port())
-        self.c2s, self.http = (port.number for port in self._ports)
+        self._ports = (_Port(), _Port(), _Port())
+        #: Nothing listens on `https` unless the configuration says so.
+        self.c2s, self.http, self.https = (port.number for port in self._ports)
         self._prosody = self._launcher("prosody")
         self._prosodyctl = self._launcher("prosodyctl")
         self.write_config()
@@ -143,7 +165,7 @@ class Prosody:
         assert self.pid is None, "already running"
         self.write_config()
         self._pidfile.unlink(missing_ok=True)
-        command = [*self._as_user(), str(self._prosody), "--config", str(self.config_path)]
+        command = [*self._in_root(), *self._as_user(), str(self._prosody), "--config", str(self.config_path)]
         with self._console_path.open("ab") as console:
             self._child = subprocess.Popen(
                 [*command, "-D" if self.daemonize else "-F"],
@@ -245,7 +267,7 @@ class Prosody:
     ) -> subprocess.CompletedProcess[str]:
         """Run prosodyctl on this server's config, running or stopped. As root it switches to `user` by itself."""
         return subprocess.run(
-            [str(self._prosodyctl), "--config", str(self.config_path), *args],
+            [*self._in_root(), str(self._prosodyctl), "--config", str(self.config_path), *args],
             input=input or "", capture_output=True, text=True, timeout=timeout, cwd=self.scratch,
         )
 
@@ -262,7 +284,9 @@ class Prosody:
 
     def write_config(self) -> None:
         """Write the attributes out. `start` does so too; a running server then needs `prosody.reload_config()`."""
-        modules = ("roster", "saslauth", "disco", "admin_shell", "spec_eval", *self.modules)
+        # In 0.11 it is a module that handles signals and writes the pid, and there is no shell yet.
+        own = ("posix",) if self.version.startswith("0.11") else ("admin_shell",)
+        modules = ("roster", "saslauth", "disco", "spec_eval", *own, *self.modules)
         owner = "run_as_root = true;"
         if self.user:
             group = grp.getgrgid(pwd.getpwnam(self.user).pw_gid).gr_name
@@ -298,12 +322,11 @@ allow_unencrypted_plain_auth = true;
                     os.chown(path, account.pw_uid, account.pw_gid)
 
     def _launcher(self, name: str) -> Path:
-        text = (self.package / "usr/bin" / name).read_text()
-        library = self.package / "usr/lib/prosody"
+        text = (self._unpacked / "usr/bin" / name).read_text()
         paths = {
-            "CFG_SOURCEDIR": library,
+            "CFG_SOURCEDIR": self.package,
             "CFG_CONFIGDIR": self.scratch,
-            "CFG_PLUGINDIR": f"{library}/modules/",
+            "CFG_PLUGINDIR": f"{self.package}/modules/",
             "CFG_DATADIR": self.data_path,
         }
         for variable, path in paths.items():
@@ -317,6 +340,16 @@ allow_unencrypted_plain_auth = true;
         return launcher
 
     # The process
+
+    def _in_root(self) -> list[str]:
+        """bash and chroot exec, so the pid we started stays the server's own."""
+        if not self._root:
+            return []
+        lua = re.search(r"lua\S*$", (self._root / "usr/bin/prosody").read_text().splitlines()[0])
+        assert lua
+        library = CHECKOUT / "target" / "plugins" / lua[0] / "mod_invites" / "prosody_invites.so"
+        paths = (self._root, self.scratch, library, tempfile.gettempdir(), CHECKOUT)
+        return ["unshare", "--mount", "bash", "-c", _IN_ROOT, *map(str, paths)]
 
     def _as_user(self) -> list[str]:
         """setpriv execs, so the pid we started stays the server's own."""

@@ -71,6 +71,7 @@ def with_installer(tree: Path) -> dict[str, Any]:
     return {"plugin_paths": BUNDLED, "modules": MODULES, "config": f'installer_plugin_path = "{tree}";'}
 
 
+@pytest.mark.matrix("a checkout on plugin_paths")
 def test_a_checkout_on_the_plugin_path_replaces_the_bundled_module(
     prosody: Make, native_lua: Path, version: str
 ) -> None:
@@ -79,12 +80,14 @@ def test_a_checkout_on_the_plugin_path_replaces_the_bundled_module(
     assert_works(server, version)
 
 
+@pytest.mark.matrix("luarocks make")
 def test_a_rocks_tree_replaces_the_bundled_module(prosody: Make, tree: Path, version: str) -> None:
     server = prosody(**with_installer(tree))
     assert loaded_from(server) == tree / "share/lua/5.4/mod_invites/mod_invites.lua"
     assert_works(server, version)
 
 
+@pytest.mark.matrix("a packed rock")
 def test_a_packed_rock_needs_no_compiler_and_leaves_no_trace(
     prosody: Make, tree: Path, tmp_path: Path, version: str
 ) -> None:
@@ -104,6 +107,7 @@ def test_a_packed_rock_needs_no_compiler_and_leaves_no_trace(
     assert server.eval(CREATE)
 
 
+@pytest.mark.matrix("luarocks make")
 async def test_a_rock_made_again_takes_its_place_under_a_running_server(
     prosody: Make, tree: Path, build: Callable[[], Path], version: str
 ) -> None:
@@ -119,6 +123,69 @@ async def test_a_rock_made_again_takes_its_place_under_a_running_server(
         await stream.register("juliet", "pw")
     server.eval('assert(require "core.modulemanager".reload(module.host, "invites"));')
     assert_works(server, version)
+
+
+@pytest.mark.matrix("prosodyctl install and remove, and back to the bundled module")
+async def test_a_rock_from_a_local_server_is_installed_removed_and_its_links_live_on(
+    prosody: Make, tree: Path, tmp_path: Path, version: str
+) -> None:
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    luarocks(tree, "pack", "mod_invites", cwd=shop)
+    subprocess.run(["luarocks-admin", "make_manifest", shop], check=True, capture_output=True)
+
+    plugins = tmp_path / "plugins"
+    server = prosody(start=False, modules=MODULES, config=f'installer_plugin_path = "{plugins}";')
+    done = server.prosodyctl("install", f"--server={shop}", "mod_invites", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "mod_invites" in server.prosodyctl("list").stdout
+    server.start()
+    assert loaded_from(server).is_relative_to(plugins)
+    assert_works(server, version)
+    # What must go along with a library that others' work is linked into.
+    licences, = plugins.rglob("LICENSE-THIRD-PARTY.md")
+    assert "rusqlite" in licences.read_text()
+
+    token = server.eval(CREATE)
+    done = server.prosodyctl("mod_invites", "export", "example.com", "--to", "prosody")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = server.prosodyctl("remove", "mod_invites", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    server.restart()
+    assert loaded_from(server).is_relative_to(server.package)
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        await stream.register("juliet", "capulet")
+    async with await login(server, "juliet", "capulet"):
+        pass
+
+
+@pytest.mark.matrix("several hosts with options of their own")
+async def test_two_hosts_have_invites_and_options_of_their_own(prosody: Make, native_lua: Path) -> None:
+    server = prosody(
+        plugin_paths=(native_lua,), modules=MODULES,
+        hosts={
+            "example.com": 'invite_expiry = "2 hours"; invites_page = "https://example.com/i?{invite.token}";',
+            "example.org": 'invite_expiry = 60; registration_invite_only = false;',
+        },
+    )
+    com, org = (server.eval('return module:depends("invites").create_account()', host=host) for host in server.hosts)
+    assert (com["expires"] - com["created_at"], org["expires"] - org["created_at"]) == (7200, 60)
+    assert com["landing_page"] == f"https://example.com/i?{com['token']}" and "landing_page" not in org
+    assert server.prosodyctl("mod_invites", "generate", "example.org").stdout.startswith("xmpp:example.org?register;")
+
+    # A token of one is none of the other, and only one of them lets in who has none.
+    async with await open_stream(server, "example.org") as stream:
+        with pytest.raises(Refused, match="forbidden"):
+            await stream.preauth(com["token"])
+        await stream.register("romeo", "montague")
+    async with await open_stream(server, "example.com") as stream:
+        with pytest.raises(Refused):
+            await stream.register("romeo", "montague")
+        await stream.preauth(com["token"])
+        await stream.register("romeo", "montague")
+    pending = 'local n = 0; for _ in module:depends("invites").pending_account_invites() do n = n + 1; end return n;'
+    assert [server.eval(pending, host=host) for host in server.hosts] == [0, 2]
 
 
 async def test_a_stranger_registers_with_a_generated_link_and_the_link_is_spent(
