@@ -95,6 +95,7 @@ impl Invites {
 			paused: false,
 			revoked_at: None,
 			revoked_why: None,
+			revoked_by: None,
 			ended_at: None,
 			fields: Table::default(),
 		};
@@ -151,7 +152,7 @@ impl Invites {
 			Account::Active | Account::Unknown => Ok(()),
 			Account::Disabled => Err(InviteError::TokenInvalid),
 			Account::Missing => {
-				let revoked = self.store.revoke(&self.host, digest, Some(ACCOUNT_GONE), now)?;
+				let revoked = self.store.revoke(&self.host, digest, Some(ACCOUNT_GONE), None, now)?;
 				Err(InviteError::AccountGone(revoked.map(Box::new)))
 			}
 		}
@@ -282,9 +283,10 @@ impl Invites {
 		&self,
 		digest: &Digest,
 		why: Option<&str>,
+		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
-		Ok(self.store.revoke(&self.host, digest, why, now)?)
+		Ok(self.store.revoke(&self.host, digest, why, by, now)?)
 	}
 
 	/// Revokes the open invites that depend on this account.
@@ -434,8 +436,8 @@ mod tests {
 		let (token, claimed) = (saved(&invites, account()), saved(&invites, account()));
 		let nonce = invites.claim(attempt(&claimed, "bob"), None, NOW).unwrap();
 		for token in [&token, &claimed] {
-			assert!(invites.revoke(&token.digest(), None, NOW).unwrap().is_some());
-			assert!(invites.revoke(&token.digest(), None, NOW).unwrap().is_none());
+			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_some());
+			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_none());
 			assert_eq!(
 				condition(invites.get(token.reveal().as_bytes(), Purpose::Account, NOW)),
 				"token-invalid"

@@ -115,6 +115,35 @@ impl fmt::Display for PublicId {
 	}
 }
 
+/// The beginning of a [`PublicId`], as a person types it: at least six digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdPrefix {
+	/// The first digest whose id begins so.
+	pub first: Digest,
+	/// The last one.
+	pub last: Digest,
+}
+
+impl IdPrefix {
+	const MIN_DIGITS: usize = 6;
+
+	/// None if it is too short, too long, or something else.
+	#[must_use]
+	pub fn parse(text: &str) -> Option<Self> {
+		let is_one = (Self::MIN_DIGITS..=ID_DIGITS).contains(&text.len());
+		if !is_one || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+			return None;
+		}
+		let fill = |filler: &str| {
+			let padded = format!("{text}{}", filler.repeat(ID_DIGITS - text.len()));
+			let mut bytes = [if filler == "0" { 0 } else { u8::MAX }; 32];
+			bytes[..ID_DIGITS / 2].copy_from_slice(&u64::from_str_radix(&padded, 16).ok()?.to_be_bytes());
+			Some(Digest(bytes))
+		};
+		Some(Self { first: fill("0")?, last: fill("f")? })
+	}
+}
+
 /// A name that nobody else draws: of a claim, or of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Nonce([u8; 16]);
@@ -160,6 +189,20 @@ mod tests {
 	fn debug_output_does_not_hold_the_token() {
 		let token = Token::generate().unwrap();
 		assert!(!format!("{token:?} {:?}", token.digest()).contains(token.reveal()));
+	}
+
+	#[test]
+	fn an_id_can_be_cut_down_to_six_digits() {
+		let digest = Digest::of(b"abc");
+		for text in ["ba7816bf8f01cfea", "ba7816b", "ba7816", "BA7816"] {
+			let prefix = IdPrefix::parse(text).unwrap();
+			assert!(prefix.first <= digest && digest <= prefix.last, "{text}");
+		}
+		let other = IdPrefix::parse("ba7817").unwrap();
+		assert!(digest < other.first);
+		for text in ["ba781", "ba7816bf8f01cfea0", "ba781g", "", "+a7816"] {
+			assert_eq!(IdPrefix::parse(text), None, "{text}");
+		}
 	}
 
 	#[test]

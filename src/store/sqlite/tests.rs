@@ -177,7 +177,7 @@ fn a_lock_held_too_long_is_an_error_of_its_own_and_passes() {
 	store.create(&invite).unwrap();
 	let other = Connection::open(&path).unwrap();
 	other.execute_batch("BEGIN IMMEDIATE").unwrap();
-	let error = store.revoke(&invite.host, &invite.digest, None, 1).unwrap_err();
+	let error = store.revoke(&invite.host, &invite.digest, None, None, 1).unwrap_err();
 	assert!(error.to_string().contains("locked by another process"), "{error}");
 	assert!(store.find(&invite.host, &invite.digest).is_ok(), "reading needs no lock");
 	other.execute_batch("COMMIT").unwrap();
