@@ -161,7 +161,9 @@ mod tests {
 			..contact.clone()
 		};
 		for invite in [contact, account] {
-			for (inviter, found) in [("jörg", true), ("jörg@example.com", true), ("bob", false), ("örg", false)] {
+			for (inviter, found) in
+				[("jörg", true), ("jörg@example.com", true), ("bob", false), ("örg", false)]
+			{
 				let filter = Filter { inviter: Some(inviter.to_owned()), ..Filter::default() };
 				assert_eq!(picks(&filter, &invite), found, "{inviter} of {invite:?}");
 			}

@@ -118,9 +118,9 @@ impl fmt::Display for PublicId {
 /// The beginning of a [`PublicId`], as a person types it: at least six digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdPrefix {
-	/// The first digest whose id begins so.
-	pub first: Digest,
-	/// The last one.
+	/// The digest before the first whose id begins so; none where that is the very first.
+	pub before: Option<Digest>,
+	/// The last digest whose id begins so.
 	pub last: Digest,
 }
 
@@ -134,13 +134,15 @@ impl IdPrefix {
 		if !is_one || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
 			return None;
 		}
-		let fill = |filler: &str| {
-			let padded = format!("{text}{}", filler.repeat(ID_DIGITS - text.len()));
-			let mut bytes = [if filler == "0" { 0 } else { u8::MAX }; 32];
-			bytes[..ID_DIGITS / 2].copy_from_slice(&u64::from_str_radix(&padded, 16).ok()?.to_be_bytes());
-			Some(Digest(bytes))
+		let id = |filler: &str| {
+			u64::from_str_radix(&format!("{text}{}", filler.repeat(ID_DIGITS - text.len())), 16).ok()
 		};
-		Some(Self { first: fill("0")?, last: fill("f")? })
+		let last_with = |id: u64| {
+			let mut bytes = [u8::MAX; 32];
+			bytes[..ID_DIGITS / 2].copy_from_slice(&id.to_be_bytes());
+			Digest(bytes)
+		};
+		Some(Self { before: id("0")?.checked_sub(1).map(last_with), last: last_with(id("f")?) })
 	}
 }
 
@@ -194,15 +196,18 @@ mod tests {
 	#[test]
 	fn an_id_can_be_cut_down_to_six_digits() {
 		let digest = Digest::of(b"abc");
+		let is_of = |text: &str, digest: &Digest| {
+			IdPrefix::parse(text).is_some_and(|prefix| {
+				prefix.before.is_none_or(|before| before < *digest) && *digest <= prefix.last
+			})
+		};
 		for text in ["ba7816bf8f01cfea", "ba7816b", "ba7816", "BA7816"] {
-			let prefix = IdPrefix::parse(text).unwrap();
-			assert!(prefix.first <= digest && digest <= prefix.last, "{text}");
+			assert!(is_of(text, &digest), "{text}");
 		}
-		let other = IdPrefix::parse("ba7817").unwrap();
-		assert!(digest < other.first);
-		for text in ["ba781", "ba7816bf8f01cfea0", "ba781g", "", "+a7816"] {
-			assert_eq!(IdPrefix::parse(text), None, "{text}");
+		for text in ["ba7817", "ba7815", "ba781", "ba7816bf8f01cfea0", "ba781g", "", "+a7816"] {
+			assert!(!is_of(text, &digest), "{text}");
 		}
+		assert!(is_of("000000", &Digest([0; 32])) && is_of("ffffff", &Digest([u8::MAX; 32])));
 	}
 
 	#[test]

@@ -638,7 +638,11 @@ pub(crate) fn the_open_shelf_shows_the_newest_first(store: &dyn InviteStore) {
 	store.create(&sample("example.net", "elsewhere")).unwrap();
 	expected.sort();
 	let newest_first: Vec<_> = expected.into_iter().rev().map(|(_, digest)| digest).collect();
-	assert_eq!(whole_shelf(store, Shelf::Open, NOW + 1000), newest_first, "expired ones that nobody noted too");
+	assert_eq!(
+		whole_shelf(store, Shelf::Open, NOW + 1000),
+		newest_first,
+		"expired ones that nobody noted too"
+	);
 }
 
 pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(store: &dyn InviteStore) {
@@ -736,9 +740,7 @@ pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn In
 	assert!(store.find(&older.host, &older.digest).unwrap().unwrap().revoked_at.is_none());
 }
 
-pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims(
-	store: &dyn InviteStore,
-) {
+pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims(store: &dyn InviteStore) {
 	if !store.carries().history {
 		return;
 	}

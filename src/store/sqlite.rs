@@ -8,6 +8,7 @@
 //! its modules, and a connection that crosses a fork loses committed rows.
 
 mod check;
+mod checkpoint;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -22,6 +23,7 @@ use rusqlite::{
 	Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, named_params,
 };
 
+use self::checkpoint::Checkpointer;
 use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
@@ -133,6 +135,8 @@ pub struct SqliteStore {
 #[derive(Debug)]
 struct Opened {
 	connection: Connection,
+	/// Dropped after the connection, which wakes it.
+	_checkpointer: Checkpointer,
 	/// Who opened it: not to be used by a child of that process.
 	process: u32,
 	/// Which file it is, whatever lies under its name later: device and inode.
@@ -177,9 +181,16 @@ impl SqliteStore {
 		let current = match &mut *opened {
 			Some(current) => current,
 			none => {
-				let connection = self.open()?;
+				let mut connection = self.open()?;
+				let checkpointer = Checkpointer::attach(&mut connection, &self.path)
+					.map_err(|error| self.explain("opening", error))?;
 				let file = self.file().map_err(|error| self.unavailable("cannot be looked at", error))?;
-				none.insert(Opened { connection, process: std::process::id(), file })
+				none.insert(Opened {
+					connection,
+					_checkpointer: checkpointer,
+					process: std::process::id(),
+					file,
+				})
 			}
 		};
 		if current.process != std::process::id() {
