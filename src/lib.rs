@@ -32,6 +32,7 @@ pub mod listing;
 #[cfg(feature = "lua")]
 mod lua;
 pub mod redemption;
+pub mod render;
 pub mod service;
 pub mod store;
 pub mod token;

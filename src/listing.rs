@@ -19,6 +19,23 @@ pub enum Shelf {
 	History,
 }
 
+impl Shelf {
+	/// The word for it.
+	#[must_use]
+	pub const fn as_str(self) -> &'static str {
+		match self {
+			Self::Open => "open",
+			Self::History => "history",
+		}
+	}
+
+	/// From the word.
+	#[must_use]
+	pub fn from_word(word: &str) -> Option<Self> {
+		[Self::Open, Self::History].into_iter().find(|known| known.as_str() == word)
+	}
+}
+
 /// A place on a shelf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
