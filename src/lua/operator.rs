@@ -41,6 +41,9 @@ const COUNTED: u32 = 10_000;
 /// Invites that are purged in one transaction.
 const PURGED: u32 = 50;
 
+/// Columns below which nothing fits.
+const MIN_WIDTH: u16 = 20;
+
 /// Lines to print, where the next page begins, and how many invites are in them.
 type TextPage = (BString, Option<BString>, u32);
 
@@ -93,7 +96,7 @@ impl Handle {
 		token: &Value,
 		options: &Table,
 	) -> LuaResult<Result<(String, Option<String>), Failure>> {
-		let (is_json, width): (bool, u16) = (options.get("json")?, options.get("width")?);
+		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get("show_token")?;
 		let now = clock::now();
 		let shown = || -> Result<_, Failure> {
@@ -150,7 +153,7 @@ impl Handle {
 		limit: Option<u32>,
 		has_header: bool,
 	) -> LuaResult<Result<TextPage, Failure>> {
-		let (is_json, width): (bool, u16) = (options.get("json")?, options.get("width")?);
+		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get::<Option<bool>>("show_token")?.unwrap_or(false);
 		let (mut page, shelf, next) = match self.page(filter, after)? {
 			Ok(page) => page,
@@ -179,7 +182,7 @@ impl Handle {
 	}
 
 	fn stats_text(&self, options: &Table) -> LuaResult<Result<String, Failure>> {
-		let (is_json, width): (bool, u16) = (options.get("json")?, options.get("width")?);
+		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let count = || -> Result<_, Failure> {
 			let now = clock::now();
 			let mut stats = Stats::default();
@@ -237,6 +240,12 @@ impl Handle {
 
 fn as_line(json: Result<String, serde_json::Error>) -> Result<String, Failure> {
 	json.map(|json| json + "\n").map_err(|error| Failure::Misuse(error.to_string()))
+}
+
+/// Terminals claim all kinds of widths.
+fn read_width(options: &Table) -> LuaResult<u16> {
+	let width: i64 = options.get("width")?;
+	Ok(width.clamp(MIN_WIDTH.into(), u16::MAX.into()).try_into().unwrap_or(MIN_WIDTH))
 }
 
 fn read_shelf(word: &str) -> Result<Shelf, Failure> {
