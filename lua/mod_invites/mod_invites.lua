@@ -653,13 +653,15 @@ end
 
 local EXPIRY_INTERVAL = 60;
 
--- Seconds between two looks for what has been history for long enough, and between two batches of it: little enough is
--- done at a time that nobody else waits.
-local PURGE_INTERVAL, PURGE_PAUSE = 3600, 0.1;
+-- Seconds between two looks for what has been history for long enough.
+local PURGE_INTERVAL = 3600;
+
+-- Seconds between two batches of either: little enough is done at a time that nobody else waits.
+local BATCH_PAUSE = 0.1;
 
 local function purge_history()
 	local purged, is_more = purge(history_age);
-	return purged and is_more and PURGE_PAUSE or PURGE_INTERVAL;
+	return purged and is_more and BATCH_PAUSE or PURGE_INTERVAL;
 end
 
 local function end_expired()
@@ -672,12 +674,13 @@ local function end_expired()
 		module:fire_event("invite-expired", summary);
 	end
 	-- There may be more than one batch of them.
-	return ended[1] and 1 or EXPIRY_INTERVAL;
+	return ended[1] and BATCH_PAUSE or EXPIRY_INTERVAL;
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	module:add_timer(EXPIRY_INTERVAL, end_expired);
-	if history_age < math.huge then module:add_timer(EXPIRY_INTERVAL, purge_history); end
+	-- What ended while the server did not run is not left for a minute more.
+	module:add_timer(1, end_expired);
+	if history_age < math.huge then module:add_timer(1, purge_history); end
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	module:hook_global("server-started", function () native.close(); end, 1000);
 	module:hook_global("server-stopped", function () native.close(); end, -1000);

@@ -234,10 +234,10 @@ function shell.commands(invites, duration, has_groups)
 			handler = function (self, _, opts)
 				local left = tonumber(opts.limit or 100);
 				if not left or left < 1 or left % 1 ~= 0 then return nil, "Unable to count to: "..opts.limit; end
-				local options = { shelf = "history", json = false, width = width_of(self) };
+				local options = { json = false, width = width_of(self) };
 				local count, after = 0, nil;
 				repeat
-					local text, next_after, shown = invites.list_text(options, after, left, count > 0);
+					local text, next_after, shown = invites.list_text({ shelf = "history" }, options, after, left, count > 0);
 					if not text then return fail(next_after); end
 					print_text(self, text);
 					count, left, after = count + shown, left - shown, next_after;
