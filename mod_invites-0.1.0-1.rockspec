@@ -28,6 +28,7 @@ build = {
 			["mod_invites.compat"] = "lua/mod_invites/compat.lib.lua",
 			["mod_invites.bundled"] = "lua/mod_invites/bundled.lib.lua",
 			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
+			["mod_invites.metrics"] = "lua/mod_invites/metrics.lib.lua",
 			["mod_invites.prosodyctl"] = "lua/mod_invites/prosodyctl.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",

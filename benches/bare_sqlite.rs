@@ -17,13 +17,12 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
-use prosody_invites::store::sqlite::{CREATE, FIND};
+use prosody_invites::store::sqlite::{CREATE, FIND, MIGRATIONS};
 use prosody_invites::token::{Digest, Token};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params};
 
 const CONNECTION: &str = include_str!("../src/store/sqlite/connection.sql");
-const SCHEMA: &str = include_str!("../src/store/sqlite/1_invites.sql");
 
 const HOST: &str = "example.com";
 const DAY: i64 = 86400;
@@ -42,7 +41,9 @@ impl Bare {
 		connection.execute_batch(CONNECTION)?;
 		let is_new = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
 		if is_new {
-			connection.execute_batch(SCHEMA)?;
+			for migration in MIGRATIONS {
+				connection.execute_batch(migration)?;
+			}
 		}
 		let model = Connection::open(model)?.query_row("SELECT * FROM invite LIMIT 1", [], |row| {
 			let names = row.as_ref().column_names();

@@ -49,7 +49,7 @@ need_for_demo() {
 }
 
 need_for_test() {
-	need "the test runners" lua-busted python3-pytest python3-pytest-xdist
+	need "the test runners" lua-busted python3-pytest python3-pytest-xdist python3-jsonschema
 	need "Prosody's own SQL storage, to import from" lua-dbi-sqlite3
 	need "to watch disk flushes and read the database" strace sqlite3
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev

@@ -377,7 +377,7 @@ impl Run<'_> {
 				}
 			},
 			Step::Revoke { invite } => {
-				let revoked = self.invites.revoke(&self.token(invite).digest(), None, now);
+				let revoked = self.invites.revoke(&self.token(invite).digest(), None, None, now);
 				let may = self.model.invites.get_mut(invite).is_some_and(|invite| {
 					let may = !invite.revoked && !invite.is_spent();
 					invite.revoked |= may;

@@ -2,8 +2,17 @@
 //! other modules use, so that their handlers run.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 
-use clap::{Args, Parser, ValueEnum, error::ErrorKind};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, ValueEnum};
+use terminal_size::Width;
+
+use crate::duration::{self, Seconds};
+use crate::invite::Kind;
+use crate::lifecycle::State;
+use crate::listing::{Filter, Shelf};
 
 /// Exit code of a command line that cannot be understood, as in Prosody's own commands.
 const MISUSE: u8 = 2;
@@ -16,11 +25,31 @@ const MISUSE: u8 = 2;
 	no_binary_name = true,
 	subcommand_required = true,
 	disable_help_subcommand = true,
-	about = "Create invites, and take them elsewhere"
+	about = "Create invites, look after them, and take them elsewhere"
 )]
 pub enum Command {
-	/// Create an invite and print its link
+	/// Create invites and print their links
 	Generate(Generate),
+	/// List the invites that are open, or those in one state, the newest first
+	List(List),
+	/// List what became of invites, the last ended first
+	History(History),
+	/// Show an invite and who used it
+	Show(Show),
+	/// Take an invite back
+	Revoke(Revoke),
+	/// Have an invite refused until it is resumed
+	Pause(One),
+	/// Have a paused invite accepted again
+	Resume(One),
+	/// Give an invite another end, counted from now; one that has expired is good again
+	Extend(Extend),
+	/// Say whether an invite would be accepted now, and if not, why; exit code 1 if not
+	Why(Why),
+	/// Count the invites of a host
+	Stats(Stats),
+	/// Remove what ended long ago
+	Purge(Purge),
 	/// Write the pending invites where another module finds them
 	Export(Export),
 }
@@ -57,12 +86,270 @@ pub struct Generate {
 	#[arg(long = "group", short = 'g', value_name = "GROUPID")]
 	pub groups: Vec<String>,
 	/// Bind the invite to this username: no other can be registered with it
-	#[arg(long, value_name = "USERNAME")]
+	#[arg(long, value_name = "USERNAME", conflicts_with = "count")]
 	pub username: Option<String>,
 	/// Create a password reset link for this user instead of an invite
-	#[arg(long, value_name = "USERNAME", conflicts_with_all = ["admin", "role", "groups", "username"])]
+	#[arg(long, value_name = "USERNAME",
+		conflicts_with_all = ["admin", "role", "groups", "username", "contact", "max_uses", "count"])]
 	pub reset: Option<String>,
+	/// Create an invite to become a contact of this user
+	#[arg(long, value_name = "USERNAME", conflicts_with_all = ["admin", "role", "groups", "username"])]
+	pub contact: Option<String>,
+	/// With --contact: also to register an account
+	#[arg(long, requires = "contact")]
+	pub allow_registration: bool,
+	/// How long it is good, such as 36h or "2 weeks", or never
+	#[arg(long, value_name = "DURATION", value_parser = ttl)]
+	pub expires_after: Option<Ttl>,
+	/// What it is for, in your own words; only operators see it
+	#[arg(long, value_name = "TEXT")]
+	pub note: Option<String>,
+	/// How often it can be used: a number, or unlimited (until it expires)
+	#[arg(long, value_name = "N", value_parser = limit)]
+	pub max_uses: Option<Limit>,
+	/// Create so many invites that are alike
+	#[arg(long, value_name = "N")]
+	pub count: Option<NonZeroU32>,
+	/// Draw the link as a QR code first
+	#[arg(long, conflicts_with_all = ["json", "count"])]
+	pub qr: bool,
 	/// Print the invite as JSON instead of its link alone
+	#[arg(long)]
+	pub json: bool,
+}
+
+/// A time to live; none: for ever.
+pub type Ttl = Never<Seconds>;
+
+/// A number of uses; none: any.
+pub type Limit = Never<NonZeroU32>;
+
+/// A value, or the word that says that there is no end to it. (Not an `Option`: clap takes that for "not given".)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Never<T> {
+	/// There is an end, this one.
+	At(T),
+	/// There is none.
+	Never,
+}
+
+impl<T> Never<T> {
+	/// The end, if there is one.
+	pub fn end(self) -> Option<T> {
+		match self {
+			Self::At(end) => Some(end),
+			Self::Never => None,
+		}
+	}
+}
+
+fn ttl(text: &str) -> Result<Ttl, duration::DurationError> {
+	if text == "never" { Ok(Never::Never) } else { duration::parse(text).map(Never::At) }
+}
+
+fn limit(text: &str) -> Result<Limit, std::num::ParseIntError> {
+	if text == "unlimited" { Ok(Never::Never) } else { text.parse().map(Never::At) }
+}
+
+/// How a command prints.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+	/// Print JSON, an object a line
+	#[arg(long)]
+	pub json: bool,
+	/// The width of the terminal where this process has none: a server that carries the command out for another.
+	#[arg(long, hide = true)]
+	columns: Option<u16>,
+}
+
+impl Output {
+	/// How many columns the operator sees: what COLUMNS says, else those of the terminal, else 80.
+	#[must_use]
+	pub fn width(&self) -> u16 {
+		let said = || std::env::var("COLUMNS").ok()?.parse().ok().filter(|columns| *columns > 0);
+		let seen = || terminal_size::terminal_size().map(|(Width(columns), _)| columns);
+		self.columns.or_else(said).or_else(seen).unwrap_or(80)
+	}
+}
+
+/// What `list` and `history` have in common.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Picked {
+	/// Host whose invites are listed
+	pub host: String,
+	/// Only those of this kind
+	#[arg(long, value_enum)]
+	kind: Option<Kind>,
+	/// Only those by this user
+	#[arg(long, value_name = "USERNAME")]
+	inviter: Option<String>,
+	/// Only those with this text in their note, name, groups, roles or reason
+	#[arg(long, value_name = "TEXT")]
+	text: Option<String>,
+	/// Go on after this one, the last of an earlier listing
+	#[arg(long, value_name = "INVITE")]
+	pub after: Option<String>,
+	/// At most so many
+	#[arg(long, value_name = "N")]
+	pub limit: Option<NonZeroU32>,
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub output: Output,
+}
+
+/// `list`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct List {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub picked: Picked,
+	/// Only those in this state; without it, pending and paused ones
+	#[arg(long, value_enum)]
+	state: Option<State>,
+	/// Show links too, which let anybody in who sees them
+	#[arg(long)]
+	pub show_token: bool,
+}
+
+/// `history`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct History {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub picked: Picked,
+	/// Only those that ended so
+	#[arg(long, value_parser = end())]
+	state: Option<State>,
+}
+
+impl ValueEnum for Kind {
+	fn value_variants<'a>() -> &'a [Self] {
+		&[Self::Account, Self::Contact, Self::Group, Self::Reset]
+	}
+
+	fn to_possible_value(&self) -> Option<PossibleValue> {
+		Some(PossibleValue::new(self.as_str()))
+	}
+}
+
+impl ValueEnum for State {
+	fn value_variants<'a>() -> &'a [Self] {
+		&[Self::Pending, Self::Paused, Self::Used, Self::Expired, Self::Revoked]
+	}
+
+	fn to_possible_value(&self) -> Option<PossibleValue> {
+		Some(PossibleValue::new(self.as_str()))
+	}
+}
+
+/// The states in which an invite is history.
+fn end() -> impl TypedValueParser<Value = State> {
+	let ends = [State::Used, State::Expired, State::Revoked].map(State::as_str);
+	PossibleValuesParser::new(ends).try_map(|word| State::from_word(&word).ok_or("not a state"))
+}
+
+impl Picked {
+	fn filter(&self, state: Option<State>) -> Filter {
+		Filter { state, kind: self.kind, inviter: self.inviter.clone(), text: self.text.clone() }
+	}
+}
+
+impl List {
+	/// What is listed, and off which shelf.
+	#[must_use]
+	pub fn filter(&self) -> (Filter, Shelf) {
+		let filter = self.picked.filter(self.state);
+		let shelf = filter.shelf();
+		(filter, shelf)
+	}
+}
+
+impl History {
+	/// What is listed, and off which shelf.
+	#[must_use]
+	pub fn filter(&self) -> (Filter, Shelf) {
+		(self.picked.filter(self.state), Shelf::History)
+	}
+}
+
+/// One invite of a host.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct One {
+	/// Host of the invite
+	pub host: String,
+	/// Its token, or its id (the first six characters are enough if no other begins so)
+	pub invite: String,
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub output: Output,
+}
+
+/// `show`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Show {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub one: One,
+	/// Show its link too, which lets anybody in who sees it
+	#[arg(long)]
+	pub show_token: bool,
+	/// Draw the link as a QR code
+	#[arg(long, requires = "show_token", conflicts_with = "json")]
+	pub qr: bool,
+}
+
+/// `revoke`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Revoke {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub one: One,
+	/// Why, for the history
+	#[arg(long, value_name = "TEXT")]
+	pub why: Option<String>,
+}
+
+/// `extend`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Extend {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub one: One,
+	/// How long it is good from now on, such as 36h or "2 weeks", or never
+	#[arg(long, value_name = "DURATION", value_parser = ttl)]
+	pub expires_after: Ttl,
+}
+
+/// `why`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub one: One,
+	/// The username that would be registered with it
+	#[arg(long, value_name = "USERNAME")]
+	pub username: Option<String>,
+}
+
+/// `stats`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+	/// Host whose invites are counted
+	pub host: String,
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub output: Output,
+}
+
+/// `purge`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Purge {
+	/// Host whose history is shortened
+	pub host: String,
+	/// What ended longer ago than this, such as 30d; without it, what the option `invite_history` says
+	#[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+	pub older_than: Option<Seconds>,
+	/// Print the number as JSON
 	#[arg(long)]
 	pub json: bool,
 }
@@ -107,7 +394,7 @@ mod tests {
 	fn generate(args: &str) -> Result<Generate, Answer> {
 		match parse(args.split_whitespace().map(OsString::from))? {
 			Command::Generate(options) => Ok(options),
-			other @ Command::Export(_) => panic!("{args}: {other:?}"),
+			other => panic!("{args}: {other:?}"),
 		}
 	}
 
@@ -131,6 +418,13 @@ mod tests {
 				groups: vec!["a".to_owned(), "b".to_owned()],
 				username: Some("bob".to_owned()),
 				reset: None,
+				contact: None,
+				allow_registration: false,
+				expires_after: None,
+				note: None,
+				max_uses: None,
+				count: None,
+				qr: false,
 				json: true,
 			}
 		);
@@ -146,10 +440,50 @@ mod tests {
 	}
 
 	#[test]
+	fn durations_and_limits_have_a_word_for_none() {
+		let options = |args| generate(args).map(|options| (options.expires_after, options.max_uses)).unwrap();
+		assert_eq!(
+			options("generate h --expires-after never --max-uses unlimited"),
+			(Some(Never::Never), Some(Never::Never))
+		);
+		let (expires_after, max_uses) = options("generate h --expires-after 36h --max-uses 5");
+		assert_eq!(expires_after.and_then(Never::end).map(Seconds::get), Some(36 * 3600));
+		assert_eq!(max_uses.and_then(Never::end).map(NonZeroU32::get), Some(5));
+	}
+
+	#[test]
+	fn a_state_says_which_shelf_a_listing_goes_through() {
+		let shelf = |args: &str| match parse(args.split_whitespace().map(OsString::from)) {
+			Ok(Command::List(list)) => list.filter().1,
+			Ok(Command::History(history)) => history.filter().1,
+			other => panic!("{args}: {other:?}"),
+		};
+		assert_eq!(shelf("list h"), Shelf::Open);
+		assert_eq!(shelf("list h --state paused"), Shelf::Open);
+		assert_eq!(shelf("list h --state used"), Shelf::History);
+		assert_eq!(shelf("history h"), Shelf::History);
+	}
+
+	#[test]
 	fn what_is_wrong_is_one_line_that_names_it() {
 		for (args, named) in [
 			("", "a command is missing"),
-			("list", "list"),
+			("frob", "frob"),
+			("list", "<HOST>"),
+			("list h --state gone", "gone"),
+			("history h --state pending", "pending"),
+			("list h --limit 0", "--limit"),
+			("show h", "<INVITE>"),
+			("extend h abcdef", "--expires-after"),
+			("extend h abcdef --expires-after 10m", "10m"),
+			("show h abcdef --qr", "--show-token"),
+			("generate h --max-uses 0", "--max-uses"),
+			("generate h --count 2 --qr", "--qr"),
+			("generate h --count 2 --username x", "--username"),
+			("generate h --contact x --admin", "--contact"),
+			("generate h --allow-registration", "--contact"),
+			("generate h --reset x --count 2", "--reset"),
+			("purge h --older-than 30", "30"),
 			("export h", "--to"),
 			("export h --to elsewhere", "elsewhere"),
 			("generate", "<HOST>"),

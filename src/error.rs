@@ -17,6 +17,9 @@ pub enum InviteError {
 	/// There is no such invite, it is for something else, or it was redeemed or revoked.
 	#[error("there is no such invite, or it was used or revoked")]
 	TokenInvalid,
+	/// Several invites have a public id that begins so.
+	#[error("several invites have an id that begins so: write more of it")]
+	IdAmbiguous,
 	/// The account that it depends on is gone, so it was revoked just now, if nobody else was faster.
 	#[error("the account that the invite depends on does not exist any more")]
 	AccountGone(Option<Box<Invite>>),
@@ -78,6 +81,7 @@ impl InviteError {
 		match self {
 			Self::NoToken => "no-token",
 			Self::TokenInvalid | Self::AccountGone(_) => "token-invalid",
+			Self::IdAmbiguous => "id-ambiguous",
 			Self::TokenExpired => "token-expired",
 			Self::TokenUsed => "token-used",
 			Self::AccountExists => "conflict",

@@ -57,6 +57,14 @@ impl Kind {
 			Self::Reset => "reset",
 		}
 	}
+
+	/// From the stored word.
+	#[must_use]
+	pub fn from_stored(word: &str) -> Option<Self> {
+		[Self::Account, Self::Contact, Self::Group, Self::Reset]
+			.into_iter()
+			.find(|known| known.as_str() == word)
+	}
 }
 
 /// One invite. What can be told from a moment in time is in [`crate::lifecycle`].
@@ -66,7 +74,7 @@ pub struct Invite {
 	pub host: String,
 	/// Its key within the host.
 	pub digest: Digest,
-	/// The secret, where the store still has it.
+	/// The secret, where the store still has it: it goes when the invite is used up or revoked.
 	pub token: Option<Token>,
 	/// What it is made for.
 	pub invite_type: Type,
@@ -89,6 +97,8 @@ pub struct Invite {
 	pub revoked_at: Option<Timestamp>,
 	/// Why it was revoked, for people to read.
 	pub revoked_why: Option<String>,
+	/// Who revoked it, as far as that is known: a module, or the operator's way in.
+	pub revoked_by: Option<String>,
 	/// When it was used up, revoked, or seen to have expired.
 	pub ended_at: Option<Timestamp>,
 	/// `additional_data`, `landing_page`, and whatever else handlers of `invite-created` left on it.
@@ -96,7 +106,9 @@ pub struct Invite {
 }
 
 impl Invite {
-	fn additional_data(&self, name: &str) -> Option<&Value> {
+	/// One entry of `additional_data`.
+	#[must_use]
+	pub fn additional_data(&self, name: &str) -> Option<&Value> {
 		match self.fields.get("additional_data") {
 			Some(Value::Table(data)) => data.get(name),
 			_ => None,
@@ -134,23 +146,56 @@ impl Invite {
 		if depends { self.username.as_deref() } else { None }
 	}
 
+	/// The bare JID of the local user who made it, where it says so: the inviter of a contact invite, or the `source`
+	/// that modules write into the additional data.
+	#[must_use]
+	pub fn inviter(&self) -> Option<String> {
+		if self.invite_type == Type::Roster {
+			return Some(self.jid());
+		}
+		let Some(Value::Str(source)) = self.additional_data("source") else { return None };
+		let bare = std::str::from_utf8(source).ok()?.split('/').next()?;
+		bare.contains('@').then(|| bare.to_owned())
+	}
+
 	/// Counts one use.
 	pub(crate) fn add_use(&mut self, now: Timestamp) {
 		self.uses = self.uses.saturating_add(1);
 		if !self.has_uses_left() {
-			self.ended_at.get_or_insert(now);
+			self.end_for_good(now);
 		}
 	}
 
 	/// Takes it back, unless it was taken back or used up before; says whether it did.
-	pub(crate) fn revoke(&mut self, why: Option<&str>, now: Timestamp) -> bool {
+	pub(crate) fn revoke(&mut self, why: Option<&str>, by: Option<&str>, now: Timestamp) -> bool {
 		let may = self.revoked_at.is_none() && self.has_uses_left();
 		if may {
 			self.revoked_at = Some(now);
 			self.revoked_why = why.map(str::to_owned);
-			self.ended_at.get_or_insert(now);
+			self.revoked_by = by.map(str::to_owned);
+			self.end_for_good(now);
 		}
 		may
+	}
+
+	/// Moves the end of its validity, unless it was revoked or used up; one that had expired is good again. Says whether
+	/// it did.
+	pub(crate) fn extend(&mut self, expires: Option<Timestamp>) -> bool {
+		let may = self.revoked_at.is_none() && self.has_uses_left();
+		if may {
+			self.expires = expires;
+			self.ended_at = None;
+		}
+		may
+	}
+
+	/// Nothing brings it back, so nobody needs its secret any more: neither by itself nor in a link that a handler of
+	/// `invite-created` made of it.
+	fn end_for_good(&mut self, now: Timestamp) {
+		self.ended_at.get_or_insert(now);
+		if let Some(token) = self.token.take() {
+			self.fields.replace_text(token.reveal(), "(token)");
+		}
 	}
 
 	/// The address that it is about: the bound or the inviter's account, else the host.
@@ -190,6 +235,7 @@ impl fmt::Debug for Invite {
 			.field("uses", &self.uses)
 			.field("paused", &self.paused)
 			.field("revoked_at", &self.revoked_at)
+			.field("revoked_by", &self.revoked_by)
 			.field("ended_at", &self.ended_at)
 			.field("fields", &self.fields)
 			.finish_non_exhaustive()

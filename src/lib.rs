@@ -28,9 +28,11 @@ pub mod duration;
 pub mod error;
 pub mod invite;
 pub mod lifecycle;
+pub mod listing;
 #[cfg(feature = "lua")]
 mod lua;
 pub mod redemption;
+pub mod render;
 pub mod service;
 pub mod store;
 pub mod token;

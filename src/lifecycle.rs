@@ -21,6 +21,28 @@ pub enum State {
 	Revoked,
 }
 
+impl State {
+	/// The word for it, on the command line and in what programs read.
+	#[must_use]
+	pub const fn as_str(self) -> &'static str {
+		match self {
+			Self::Pending => "pending",
+			Self::Paused => "paused",
+			Self::Used => "used",
+			Self::Expired => "expired",
+			Self::Revoked => "revoked",
+		}
+	}
+
+	/// From the word.
+	#[must_use]
+	pub fn from_word(word: &str) -> Option<Self> {
+		[Self::Pending, Self::Paused, Self::Used, Self::Expired, Self::Revoked]
+			.into_iter()
+			.find(|known| known.as_str() == word)
+	}
+}
+
 impl Invite {
 	/// Expired from the second after `expires` on, everywhere: the bundled module had two rules.
 	#[must_use]

@@ -7,9 +7,10 @@ use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
-use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, decide_name};
-use crate::store::{Carries, InviteStore, Record};
-use crate::token::{Digest, Nonce, Token};
+use crate::listing::{Filter, Position, Shelf};
+use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
+use crate::store::{Carries, InviteStore, Record, StoreError};
+use crate::token::{Digest, IdPrefix, Nonce, Token};
 use crate::value::Table;
 
 /// What a caller asks for.
@@ -96,6 +97,7 @@ impl Invites {
 			paused: false,
 			revoked_at: None,
 			revoked_why: None,
+			revoked_by: None,
 			ended_at: None,
 			fields: Table::default(),
 		};
@@ -109,6 +111,17 @@ impl Invites {
 	/// When the store fails.
 	pub fn save(&self, invite: &Invite) -> Result<Vec<Invite>, InviteError> {
 		Ok(self.store.create(invite)?)
+	}
+
+	/// Stores many prepared invites in one transaction. None of them is bound to a username: these take the place of others.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn save_all(&self, invites: &[Record]) -> Result<(), InviteError> {
+		if self.store.import(invites)? < invites.len() {
+			return Err(StoreError::Exists.into());
+		}
+		Ok(())
 	}
 
 	/// Takes over invites that were made elsewhere. A token that is known here stays as it is, used or revoked as it may
@@ -145,13 +158,9 @@ impl Invites {
 	/// # Errors
 	/// [`InviteError::TokenInvalid`], [`InviteError::TokenExpired`], or the store's failure.
 	pub fn get(&self, presented: &[u8], purpose: Purpose, now: Timestamp) -> Result<Invite, InviteError> {
-		let found = self.store.find(&self.host, &Digest::of(presented))?;
-		let invite = found.filter(|invite| invite.serves(purpose)).ok_or(InviteError::TokenInvalid)?;
-		match invite.state(now) {
-			State::Pending => Ok(invite),
-			State::Expired => Err(InviteError::TokenExpired),
-			State::Used | State::Revoked | State::Paused => Err(InviteError::TokenInvalid),
-		}
+		let invite = self.find(&Digest::of(presented))?;
+		check(&invite, purpose, now)?;
+		Ok(invite)
 	}
 
 	/// The invite in whatever state.
@@ -162,20 +171,62 @@ impl Invites {
 		self.store.find(&self.host, digest)?.ok_or(InviteError::TokenInvalid)
 	}
 
+	/// The invite that an operator names, by its token or by the beginning of its public id. Not for redeeming it: an id is
+	/// no secret.
+	///
+	/// # Errors
+	/// [`InviteError::TokenInvalid`], [`InviteError::IdAmbiguous`], or the store's failure.
+	pub fn resolve(&self, named: &[u8]) -> Result<Digest, InviteError> {
+		let digest = Digest::of(named);
+		if self.store.find(&self.host, &digest)?.is_some() {
+			return Ok(digest);
+		}
+		let prefix = std::str::from_utf8(named).ok().and_then(IdPrefix::parse);
+		let prefix = prefix.ok_or(InviteError::TokenInvalid)?;
+		// Two are enough to see that it is not unique.
+		let mut found = self.store.records(&self.host, prefix.before.as_ref(), 2)?;
+		found.retain(|record| record.invite.digest <= prefix.last);
+		match found.as_slice() {
+			[] => Err(InviteError::TokenInvalid),
+			[record] => Ok(record.invite.digest),
+			_ => Err(InviteError::IdAmbiguous),
+		}
+	}
+
+	/// Every use of an invite, in the order in which they were made.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn redemptions(&self, digest: &Digest) -> Result<Vec<Redemption>, InviteError> {
+		Ok(self.store.redemptions(&self.host, digest)?)
+	}
+
 	/// Whether an invite is good as far as the account goes that it depends on. An invite does not outlive its inviter:
 	/// if the account is gone, it is revoked, so that it does not come back with another account of that name.
 	///
 	/// # Errors
 	/// [`InviteError::TokenInvalid`], [`InviteError::AccountGone`], or the store's failure.
 	pub fn confirm(&self, digest: &Digest, account: Account, now: Timestamp) -> Result<(), InviteError> {
-		match account {
-			Account::Active | Account::Unknown => Ok(()),
-			Account::Disabled => Err(InviteError::TokenInvalid),
-			Account::Missing => {
-				let revoked = self.store.revoke(&self.host, digest, Some(ACCOUNT_GONE), now)?;
+		match check_account(account) {
+			Err(InviteError::AccountGone(_)) => {
+				let revoked = self.store.revoke(&self.host, digest, Some(ACCOUNT_GONE), None, now)?;
 				Err(InviteError::AccountGone(revoked.map(Box::new)))
 			}
+			checked => checked,
 		}
+	}
+
+	/// Whether an attempt to redeem an invite, presented and made at once, would succeed. Changes nothing.
+	///
+	/// # Errors
+	/// Why it would not, or the store's failure.
+	pub fn why(&self, attempt: Attempt, now: Timestamp) -> Result<(), InviteError> {
+		check(&self.find(&attempt.digest)?, attempt.purpose, now)?;
+		if let Some(account) = attempt.depends_on {
+			check_account(account)?;
+		}
+		let claim = self.draw_claim(attempt, now)?;
+		Ok(decide(&self.store.view(&claim, now)?, &claim, now)?)
 	}
 
 	/// Claims an invite for one attempt to redeem it, in the place of the holder's earlier claim. The claim is to be
@@ -212,6 +263,10 @@ impl Invites {
 		if let Some(account) = attempt.depends_on {
 			self.confirm(&attempt.digest, account, now)?;
 		}
+		self.draw_claim(attempt, now)
+	}
+
+	fn draw_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Claim, InviteError> {
 		Ok(Claim {
 			host: self.host.clone(),
 			nonce: Nonce::generate()?,
@@ -303,9 +358,10 @@ impl Invites {
 		&self,
 		digest: &Digest,
 		why: Option<&str>,
+		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
-		Ok(self.store.revoke(&self.host, digest, why, now)?)
+		Ok(self.store.revoke(&self.host, digest, why, by, now)?)
 	}
 
 	/// Revokes the open invites that depend on this account.
@@ -334,6 +390,58 @@ impl Invites {
 		Ok(self.store.set_paused(&self.host, digest, paused)?)
 	}
 
+	/// Gives an invite another end: so many seconds from now, or none. The invite as it then is, and those that it took the
+	/// place of; none if it was used up or revoked.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn extend(
+		&self,
+		digest: &Digest,
+		ttl: Option<i64>,
+		now: Timestamp,
+	) -> Result<Option<(Invite, Vec<Invite>)>, InviteError> {
+		let expires = ttl.map(|ttl| now.saturating_add(ttl));
+		Ok(self.store.extend(&self.host, digest, expires, now)?)
+	}
+
+	/// Removes up to `limit` invites that ended longer ago than `age` seconds. How many; fewer than `limit` means: there are
+	/// no more.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn purge(&self, age: i64, limit: u32, now: Timestamp) -> Result<u32, InviteError> {
+		Ok(self.store.purge(&self.host, now.saturating_sub(age), limit)?)
+	}
+
+	/// What `filter` picks among the next `limit` places of a shelf, and where to go on, unless those were the last.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn list(
+		&self,
+		filter: &Filter,
+		shelf: Shelf,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<(Vec<Invite>, Option<Position>), InviteError> {
+		let mut page = self.store.shelf(&self.host, shelf, after, limit, now)?;
+		let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
+		let next = page.last().filter(|_| !is_last).and_then(|invite| invite.position(shelf, now));
+		page.retain(|invite| filter.picks(invite, shelf, now));
+		Ok((page, next))
+	}
+
+	/// How many invites have not ended after a position, counting up to `limit`; and where to go on counting, unless those
+	/// were the last.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn count_open(&self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), InviteError> {
+		Ok(self.store.count_open(&self.host, after, limit)?)
+	}
+
 	/// Ends some of the invites that have expired, and returns them: each once, to whichever server asks first.
 	///
 	/// # Errors
@@ -357,6 +465,27 @@ impl Invites {
 		let next = if is_last { None } else { page.last().map(|invite| invite.digest) };
 		page.retain(|invite| invite.state(now) == State::Pending);
 		Ok((page, next))
+	}
+}
+
+/// Whether an invite is one for the purpose, and good now.
+fn check(invite: &Invite, purpose: Purpose, now: Timestamp) -> Result<(), InviteError> {
+	if !invite.serves(purpose) {
+		return Err(InviteError::TokenInvalid);
+	}
+	match invite.state(now) {
+		State::Pending => Ok(()),
+		State::Expired => Err(InviteError::TokenExpired),
+		State::Used | State::Revoked | State::Paused => Err(InviteError::TokenInvalid),
+	}
+}
+
+/// Whether an invite is good as far as the account goes that it depends on.
+const fn check_account(account: Account) -> Result<(), InviteError> {
+	match account {
+		Account::Active | Account::Unknown => Ok(()),
+		Account::Disabled => Err(InviteError::TokenInvalid),
+		Account::Missing => Err(InviteError::AccountGone(None)),
 	}
 }
 
@@ -455,8 +584,8 @@ mod tests {
 		let (token, claimed) = (saved(&invites, account()), saved(&invites, account()));
 		let nonce = invites.claim(attempt(&claimed, "bob"), None, NOW).unwrap();
 		for token in [&token, &claimed] {
-			assert!(invites.revoke(&token.digest(), None, NOW).unwrap().is_some());
-			assert!(invites.revoke(&token.digest(), None, NOW).unwrap().is_none());
+			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_some());
+			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_none());
 			assert_eq!(
 				condition(invites.get(token.reveal().as_bytes(), Purpose::Account, NOW)),
 				"token-invalid"
@@ -547,6 +676,40 @@ mod tests {
 		let token = saved(&invites, account());
 		let id = token.digest().id().to_string();
 		assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+	}
+
+	#[test]
+	fn a_dry_run_says_what_an_attempt_would_meet_and_changes_nothing() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let why = |name: &str, now| invites.why(attempt(&token, name), now);
+		assert!(why("bob", NOW).is_ok());
+		assert!(why("bob", NOW).is_ok(), "the first dry run made no claim");
+		assert_eq!(condition(why("bob", NOW + 61)), "token-expired");
+		let gone = Attempt { depends_on: Some(Account::Missing), ..attempt(&token, "bob") };
+		assert_eq!(condition(invites.why(gone, NOW)), "token-invalid");
+		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None);
+		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap();
+		assert_eq!(condition(why("bob", NOW)), "token-busy");
+		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		assert_eq!(condition(why("bob", NOW)), "token-invalid");
+		let bound = saved(&invites, Request { username: Some("juliet".to_owned()), ..account() });
+		assert_eq!(condition(invites.why(attempt(&bound, "romeo"), NOW)), "name-mismatch");
+		let open = saved(&invites, account());
+		assert_eq!(condition(invites.why(attempt(&open, "juliet"), NOW)), "name-reserved");
+	}
+
+	#[test]
+	fn an_operator_names_an_invite_by_its_token_or_a_piece_of_its_id() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let id = token.digest().id().to_string();
+		for named in [token.reveal(), &id, &id[..6]] {
+			assert_eq!(invites.resolve(named.as_bytes()).unwrap(), token.digest(), "{named}");
+		}
+		for named in [&id[..5], &token.reveal()[..23], "", "\u{fc}"] {
+			assert_eq!(condition(invites.resolve(named.as_bytes())), "token-invalid", "{named}");
+		}
 	}
 
 	#[test]

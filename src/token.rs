@@ -115,6 +115,37 @@ impl fmt::Display for PublicId {
 	}
 }
 
+/// The beginning of a [`PublicId`], as a person types it: at least six digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdPrefix {
+	/// The digest before the first whose id begins so; none where that is the very first.
+	pub before: Option<Digest>,
+	/// The last digest whose id begins so.
+	pub last: Digest,
+}
+
+impl IdPrefix {
+	const MIN_DIGITS: usize = 6;
+
+	/// None if it is too short, too long, or something else.
+	#[must_use]
+	pub fn parse(text: &str) -> Option<Self> {
+		let is_one = (Self::MIN_DIGITS..=ID_DIGITS).contains(&text.len());
+		if !is_one || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+			return None;
+		}
+		let id = |filler: &str| {
+			u64::from_str_radix(&format!("{text}{}", filler.repeat(ID_DIGITS - text.len())), 16).ok()
+		};
+		let last_with = |id: u64| {
+			let mut bytes = [u8::MAX; 32];
+			bytes[..ID_DIGITS / 2].copy_from_slice(&id.to_be_bytes());
+			Digest(bytes)
+		};
+		Some(Self { before: id("0")?.checked_sub(1).map(last_with), last: last_with(id("f")?) })
+	}
+}
+
 /// A name that nobody else draws: of a claim, or of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Nonce([u8; 16]);
@@ -160,6 +191,23 @@ mod tests {
 	fn debug_output_does_not_hold_the_token() {
 		let token = Token::generate().unwrap();
 		assert!(!format!("{token:?} {:?}", token.digest()).contains(token.reveal()));
+	}
+
+	#[test]
+	fn an_id_can_be_cut_down_to_six_digits() {
+		let digest = Digest::of(b"abc");
+		let is_of = |text: &str, digest: &Digest| {
+			IdPrefix::parse(text).is_some_and(|prefix| {
+				prefix.before.is_none_or(|before| before < *digest) && *digest <= prefix.last
+			})
+		};
+		for text in ["ba7816bf8f01cfea", "ba7816b", "ba7816", "BA7816"] {
+			assert!(is_of(text, &digest), "{text}");
+		}
+		for text in ["ba7817", "ba7815", "ba781", "ba7816bf8f01cfea0", "ba781g", "", "+a7816"] {
+			assert!(!is_of(text, &digest), "{text}");
+		}
+		assert!(is_of("000000", &Digest([0; 32])) && is_of("ffffff", &Digest([u8::MAX; 32])));
 	}
 
 	#[test]

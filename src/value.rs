@@ -87,6 +87,20 @@ impl Value {
 		Ok(value)
 	}
 
+	fn replace_text(self, secret: &str, with: &str) -> Self {
+		match self {
+			Self::Str(bytes) => match String::from_utf8(bytes) {
+				Ok(text) => Self::Str(text.replace(secret, with).into_bytes()),
+				Err(error) => Self::Str(error.into_bytes()),
+			},
+			Self::Table(mut table) => {
+				table.replace_text(secret, with);
+				Self::Table(table)
+			}
+			other => other,
+		}
+	}
+
 	const fn rank(&self) -> u8 {
 		match self {
 			Self::Null => 0,
@@ -139,6 +153,15 @@ impl Table {
 	#[must_use]
 	pub fn entries(&self) -> &[(Value, Value)] {
 		&self.0
+	}
+
+	/// Puts `with` wherever `secret` stands in a text, keys and nested tables included.
+	pub(crate) fn replace_text(&mut self, secret: &str, with: &str) {
+		let entries = std::mem::take(&mut self.0);
+		*self = entries
+			.into_iter()
+			.map(|(key, value)| (key.replace_text(secret, with), value.replace_text(secret, with)))
+			.collect();
 	}
 
 	/// Whether there is no entry.

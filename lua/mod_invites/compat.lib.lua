@@ -72,6 +72,57 @@ function compat.current_runner()
 	end
 end
 
+--- statistics
+
+-- COMPAT 0.11 has only module:measure, which knows no labels: a measure for each of their values.
+local function measures(name, kind)
+	local by_value = {};
+	return function (value)
+		by_value[value] = by_value[value] or module:measure(name.."_"..value, kind);
+		return by_value[value];
+	end
+end
+
+-- What a metric family has for each value of its label.
+local function labelled(family)
+	local by_value = {};
+	return function (value)
+		by_value[value] = by_value[value] or family:with_labels(value);
+		return by_value[value];
+	end
+end
+
+-- A function that counts one more of a value; `values` are there from the beginning.
+function compat.counter(name, description, label, values)
+	if not module.metric then
+		local measure = measures(name, "counter");
+		return function (value) measure(value)(1); end
+	end
+	local metric = labelled(module:metric("counter", name, "", description, { label }));
+	for _, value in ipairs(values) do metric(value):add(0); end
+	return function (value) metric(value):add(1); end
+end
+
+-- A function that sets a number.
+function compat.gauge(name, description)
+	if not module.metric then return module:measure(name, "amount"); end
+	local metric = module:metric("gauge", name, "", description, {}):with_labels();
+	return function (value) metric:set(value); end
+end
+
+-- A function that starts timing a value and returns one that stops it.
+function compat.stopwatch(name, description, label)
+	if not module.metric then
+		local measure = measures(name, "times");
+		return function (value) return measure(value)(); end
+	end
+	local timed = compat.lib("util.openmetrics").timed;
+	local metric = labelled(module:metric("histogram", name, "seconds", description, { label }, {
+		buckets = { 0.0001, 0.001, 0.01, 0.1, 1, 10 };
+	}));
+	return function (value) return timed(metric(value)); end
+end
+
 --- the Prosody shell
 
 -- Takes the flags out of the words of a command and sets them in `opts`: the words that are left, or nil and what is

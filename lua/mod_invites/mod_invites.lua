@@ -19,8 +19,8 @@ local function close_registration()
 	end, 1000000);
 end
 
-local has_all_parts, bundled, compat, prosodyctl, redemption, shell = pcall(function ()
-	return module:require("bundled"), module:require("compat"), module:require("prosodyctl"),
+local has_all_parts, bundled, compat, metrics, prosodyctl, redemption, shell = pcall(function ()
+	return module:require("bundled"), module:require("compat"), module:require("metrics"), module:require("prosodyctl"),
 		module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
@@ -128,7 +128,7 @@ local native, problem = load_native();
 
 --- options
 
-local WEEK = 7 * 86400;
+local DAY = 86400;
 
 -- Seconds as a number or a duration as text, on every version of Prosody; math.huge for "never".
 local function get_period(name, default)
@@ -146,8 +146,13 @@ local function get_period(name, default)
 end
 
 local storage = module:get_option_string("invite_storage", "sqlite");
-local default_ttl = get_period("invite_expiry", WEEK);
-local reset_ttl = 86400;
+local default_ttl = get_period("invite_expiry", 7 * DAY);
+local reset_ttl = DAY;
+
+-- A stream that has validated an invite has to find it for as long as it may take to register.
+local c2s_timeout = get_period("c2s_timeout", 300);
+local shortest_history = math.max(3600, c2s_timeout == math.huge and DAY or c2s_timeout);
+history_age = math.max(get_period("invite_history", 90 * DAY), shortest_history);
 
 --- the host's invites
 
@@ -184,7 +189,7 @@ local function open_handle()
 	return handle;
 end
 
-local handle = module.host ~= "*" and open_handle();
+local handle = module.host ~= "*" and metrics.watch(open_handle());
 
 if problem then close_registration(); end
 
@@ -246,7 +251,9 @@ local function prepped(username)
 	return node ~= "" and node or nil;
 end
 
-local function create(request, additional_data)
+-- Makes an invite without storing it: its table as it is to be stored, and its draft.
+local function prepare(request, additional_data)
+	if not request then return nil, additional_data; end
 	local invite, draft, text = handle:prepare(request);
 	if not invite then return failed(draft, text); end
 	-- As they were passed, whatever counts as true.
@@ -256,33 +263,65 @@ local function create(request, additional_data)
 
 	-- Before it is stored: handlers add to it.
 	module:fire_event("invite-created", invite);
+	return invite, draft;
+end
 
-	local restored, superseded, why = handle:save(invite, draft);
-	if not restored then return failed(superseded, why); end
-	for _, summary in ipairs(superseded) do
-		module:fire_event("invite-revoked", summary);
+local function create(request, additional_data)
+	local invite, draft = prepare(request, additional_data);
+	if not invite then return nil, draft; end
+	local restored, superseded, summary = handle:save(invite, draft);
+	if not restored then return failed(superseded, summary); end
+	for _, older in ipairs(superseded) do
+		module:fire_event("invite-revoked", older);
 	end
 	for _, name in ipairs(restored) do
 		module:log("warn", "A handler of invite-created changed the %s of an invite; it was restored", name);
 	end
+	module:fire_event("invite-stored", summary);
 	return invite;
 end
 
--- Creates an invite to register an account, with this username if one is given.
-function create_account(account_username, additional_data, ttl)
+local function account_request(account_username, additional_data, ttl)
 	local username;
 	if account_username then
 		username = prepped(account_username);
 		if not username then return nil, "jid-malformed"; end
 	end
-	return create({
+	return {
 		type = "register";
 		username = username;
 		account = username and compat.account_state(username);
 		is_reset = additional_data and additional_data.allow_reset;
 		allow_registration = true;
 		ttl = ttl or default_ttl;
-	}, additional_data);
+	}, additional_data;
+end
+
+local function reset_request(account_username, additional_data, ttl)
+	local username = prepped(account_username);
+	if not username then return nil, "jid-malformed"; end
+	local merged_additional_data = {};
+	for k, v in pairs(additional_data or {}) do
+		merged_additional_data[k] = v;
+	end
+	merged_additional_data.allow_reset = username;
+	return account_request(username, merged_additional_data, ttl or reset_ttl);
+end
+
+local function contact_request(username, allow_registration, additional_data, ttl)
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	return {
+		type = "roster";
+		username = inviter;
+		allow_registration = allow_registration;
+		ttl = ttl or default_ttl;
+	}, additional_data;
+end
+
+-- Creates an invite to register an account, with this username if one is given.
+function create_account(account_username, additional_data, ttl)
+	return create(account_request(account_username, additional_data, ttl));
 end
 
 -- Creates an invite to set a new password for an account. Both (username, ttl) and (username, additional_data, ttl)
@@ -291,26 +330,12 @@ function create_account_reset(account_username, additional_data, ttl)
 	if additional_data ~= nil and type(additional_data) ~= "table" then
 		additional_data, ttl = nil, additional_data;
 	end
-	local username = prepped(account_username);
-	if not username then return nil, "jid-malformed"; end
-	local merged_additional_data = {};
-	for k, v in pairs(additional_data or {}) do
-		merged_additional_data[k] = v;
-	end
-	merged_additional_data.allow_reset = username;
-	return create_account(username, merged_additional_data, ttl or reset_ttl);
+	return create(reset_request(account_username, additional_data, ttl));
 end
 
 -- Creates an invite to become a contact of a local user; if allow_registration is given, also to register an account.
 function create_contact(username, allow_registration, additional_data, ttl)
-	local inviter = prepped(username);
-	if not inviter then return nil, "jid-malformed"; end
-	return create({
-		type = "roster";
-		username = inviter;
-		allow_registration = allow_registration;
-		ttl = ttl or default_ttl;
-	}, additional_data);
+	return create(contact_request(username, allow_registration, additional_data, ttl));
 end
 
 -- Creates an invite to register an account that joins groups. If a ttl is given, it can be used any number of times
@@ -326,6 +351,55 @@ function create_group(group_ids, additional_data, ttl)
 		reusable = not not ttl;
 		ttl = ttl or default_ttl;
 	}, merged_additional_data);
+end
+
+-- What create_invite and create_invites are asked for, as a request.
+local function any_request(wanted)
+	local request, data;
+	if wanted.kind == "contact" then
+		request, data = contact_request(wanted.username, wanted.allow_registration, wanted.additional_data, wanted.ttl);
+		if request and compat.account_state(request.username) == "missing" then return nil, "item-not-found"; end
+	elseif wanted.kind == "reset" then
+		request, data = reset_request(wanted.username, wanted.additional_data, wanted.ttl);
+	elseif wanted.kind == nil or wanted.kind == "account" then
+		request, data = account_request(wanted.username, wanted.additional_data, wanted.ttl);
+	else
+		error("an invite of kind "..tostring(wanted.kind).." cannot be asked for", 0);
+	end
+	if not request then return nil, data; end
+	if wanted.max_uses == math.huge then
+		request.reusable = true;
+	else
+		request.max_uses = wanted.max_uses;
+	end
+	return request, data;
+end
+
+-- Creates an invite from { kind, username, allow_registration, additional_data, ttl, max_uses }: of kind "account" (the
+-- default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires.
+function create_invite(wanted)
+	return create(any_request(wanted));
+end
+
+-- Creates many invites that are alike, in a few transactions: a list of them. Handlers see all before any is stored.
+function create_invites(wanted, number)
+	local request, additional_data = any_request(wanted);
+	if not request then return nil, additional_data; end
+	if request.type == "register" and request.username then
+		error("only one invite at a time can be bound to a username", 0);
+	end
+	local pairs_to_save, invites = {}, {};
+	for i = 1, number do
+		local invite, draft = prepare(request, additional_data);
+		if not invite then return nil, draft; end
+		pairs_to_save[i], invites[i] = { invite, draft }, invite;
+	end
+	local summaries, condition, text = handle:save_all(pairs_to_save);
+	if not summaries then return failed(condition, text); end
+	for _, summary in ipairs(summaries) do
+		module:fire_event("invite-stored", summary);
+	end
+	return invites;
 end
 
 --- looking at invites
@@ -380,21 +454,135 @@ function get_invite_info(token)
 	return get_info("all", token);
 end
 
--- Revokes an invite of any kind: true, or nil and "token-invalid" if there was nothing to revoke.
-function revoke(token, why)
+--- looking after invites
+
+-- What stands in the library for an invite that an operator names: by its token, or by at least six digits of its id.
+-- What is not known here may still be in the bundled module's store.
+local function resolve(named)
 	if not import_bundled() then return nil, "internal-server-error"; end
-	local revoked, condition, text = handle:revoke(token, why);
+	local key, condition, text = handle:resolve(named);
+	if not key then return failed(condition, text); end
+	return key;
+end
+
+-- Passes on what a call of the library returned.
+local function told(result, condition, ...)
+	if result == nil then return failed(condition, (...)); end
+	return result, condition, ...;
+end
+
+-- Calls a method of the library on an invite that an operator names.
+local function look_after(method, named, ...)
+	local key, condition = resolve(named);
+	if not key then return nil, condition; end
+	return told(handle[method](handle, key, ...));
+end
+
+local function revoke_key(key, reason, by)
+	local revoked, condition, text = handle:revoke(key, reason, by);
 	if revoked == nil then return failed(condition, text); end
 	if not revoked then return nil, "token-invalid"; end
 	module:fire_event("invite-revoked", revoked);
 	return true;
 end
 
--- Revokes an invite of any kind. Also true if there is no such invite.
+-- Revokes an invite of any kind: true, or nil and "token-invalid" if there was nothing to revoke. Why and by whom are
+-- texts for the history.
+function revoke(named, reason, by)
+	local key, condition = resolve(named);
+	if not key then return nil, condition; end
+	return revoke_key(key, reason, by);
+end
+
+-- Revokes an invite of any kind by its token. Also true if there is no such invite.
 function delete_account_invite(token)
-	local revoked, condition = revoke(token);
+	if not import_bundled() then return nil, "internal-server-error"; end
+	local revoked, condition = revoke_key(token);
 	if not revoked and condition ~= "token-invalid" then return nil, condition; end
 	return true;
+end
+
+-- Has an invite refused until it is resumed: true, or false if it has ended or is paused already.
+function pause(named)
+	return look_after("set_paused", named, true);
+end
+
+-- Has a paused invite accepted again: true, or false if it is not paused.
+function resume(named)
+	return look_after("set_paused", named, false);
+end
+
+-- Gives an invite another end, `ttl` seconds from now or never (math.huge): its summary, or false if it was used up or
+-- revoked. One that had expired is good again.
+function extend(named, ttl)
+	local key, condition = resolve(named);
+	if not key then return nil, condition; end
+	local extended, superseded, text = handle:extend(key, ttl);
+	if extended == nil then return failed(superseded, text); end
+	for _, summary in ipairs(superseded or {}) do
+		module:fire_event("invite-revoked", summary);
+	end
+	return extended;
+end
+
+-- What is known of an invite in whatever state, without its token, and who used it.
+function show(named)
+	return look_after("show", named);
+end
+
+-- Iterates over the summaries of the invites that a filter picks, { state, kind, inviter, text }: open ones unless it
+-- names a state, the newest first; of those that have ended, the last ended first.
+function list(filter)
+	import_bundled();
+	local page, index, after, is_last = {}, 0, nil, false;
+	return function ()
+		while index == #page do
+			if is_last then return nil; end
+			local summaries, next_after, text = handle:list(filter or {}, after);
+			if not summaries then
+				failed(next_after, text);
+				return nil;
+			end
+			page, index, after, is_last = summaries, 0, next_after, not next_after;
+		end
+		index = index + 1;
+		return page[index];
+	end;
+end
+
+-- Whether an invite would be accepted now, for registering this username if one is given: true, or nil, a condition and
+-- a sentence. Changes nothing.
+function why(named, username)
+	local key, condition = resolve(named);
+	if not key then return nil, condition; end
+	username = username and prepped(username);
+	return redemption.why(key, username);
+end
+
+-- Removes some of what ended longer ago than so many seconds, but nothing that a stream may still have validated: how
+-- many, and whether there may be more.
+function purge(age)
+	return told(handle:purge(math.floor(math.max(age, shortest_history))));
+end
+
+-- What prosodyctl and the shell print: see the methods of the library.
+function list_text(filter, options, after, limit, has_header)
+	import_bundled();
+	return told(handle:list_text(filter, options, after, limit, has_header));
+end
+
+function stats_text(options)
+	import_bundled();
+	return told(handle:stats_text(options));
+end
+
+function show_text(named, options)
+	return look_after("show_text", named, options);
+end
+
+-- Where on a shelf a listing goes on after an invite.
+function place(named, shelf)
+	return look_after("place", named, shelf);
 end
 
 -- Makes the bundled module's store equal to the invites that can be used now: how many, or nil and an error.
@@ -420,10 +608,7 @@ function valid_invite_methods:use()
 	return redemption.use(self);
 end
 
--- The validated invite of a token, or nil and why not. Its method :use() is to be called once it was actually used.
--- With a username: for becoming a contact of this user. Without: for registering an account; the inviter, whose
--- contact the new account becomes, is then in the field of that name.
-function get(token, username)
+local function validate(token, username)
 	if token and username then
 		username = type(username) == "string" and nodeprep(username);
 		if not username or username == "" then return nil, "token-invalid"; end
@@ -433,14 +618,23 @@ function get(token, username)
 	if not invite and depends_on == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
 	if not invite then return failed(depends_on, text); end
 	if depends_on then
-		local confirmed, condition, why, revoked = handle:confirm(token, compat.account_state(depends_on));
+		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_state(depends_on));
 		if revoked then module:fire_event("invite-revoked", revoked); end
-		if not confirmed then return failed(condition, why); end
+		if not confirmed then return failed(condition, why_not); end
 	end
 	if invite.additional_data and invite.additional_data.roles then
 		invite.additional_data.roles = compat.roles(invite.additional_data.roles);
 	end
 	return setmetatable(invite, valid_invite_mt);
+end
+
+-- The validated invite of a token, or nil and why not. Its method :use() is to be called once it was actually used.
+-- With a username: for becoming a contact of this user. Without: for registering an account; the inviter, whose
+-- contact the new account becomes, is then in the field of that name.
+function get(token, username)
+	local invite, condition = validate(token, username);
+	if not invite then metrics.refused(condition); end
+	return invite, condition;
 end
 
 -- Validates and redeems a token that allows to register an account, in one step.
@@ -451,12 +645,24 @@ function use(token)
 end
 
 if module.host ~= "*" and not problem then
-	redemption.hook(handle, get, report);
+	redemption.hook(handle, validate, report, metrics.refused);
+	metrics.hook(handle);
 end
 
---- expiry
+--- expiry and history
 
 local EXPIRY_INTERVAL = 60;
+
+-- Seconds between two looks for what has been history for long enough.
+local PURGE_INTERVAL = 3600;
+
+-- Seconds between two batches of either: little enough is done at a time that nobody else waits.
+local BATCH_PAUSE = 0.1;
+
+local function purge_history()
+	local purged, is_more = purge(history_age);
+	return purged and is_more and BATCH_PAUSE or PURGE_INTERVAL;
+end
 
 local function end_expired()
 	local ended, condition, text = handle:end_expired();
@@ -468,11 +674,13 @@ local function end_expired()
 		module:fire_event("invite-expired", summary);
 	end
 	-- There may be more than one batch of them.
-	return ended[1] and 1 or EXPIRY_INTERVAL;
+	return ended[1] and BATCH_PAUSE or EXPIRY_INTERVAL;
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	module:add_timer(EXPIRY_INTERVAL, end_expired);
+	-- What ended while the server did not run is not left for a minute more.
+	module:add_timer(1, end_expired);
+	if history_age < math.huge then module:add_timer(1, purge_history); end
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	module:hook_global("server-started", function () native.close(); end, 1000);
 	module:hook_global("server-stopped", function () native.close(); end, -1000);

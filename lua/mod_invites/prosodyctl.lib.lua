@@ -56,54 +56,242 @@ end
 -- Why no invite was made, in words.
 local REFUSALS = {
 	["conflict"] = "the account %s exists already";
-	["item-not-found"] = "there is no account %s whose password could be reset";
+	["item-not-found"] = "there is no account %s";
 	["not-allowed"] = "the account %s is disabled";
 	["jid-malformed"] = "%s is not a possible account";
 };
 
+-- Why nothing was done with an invite, in words.
+local INVITE_REFUSALS = {
+	["token-invalid"] = "there is no such invite: %s";
+	["id-ambiguous"] = "several invites have an id that begins with %s: write more of it";
+};
+
+-- Invites that are made between two steps of the progress bar.
+local BATCH = 1000;
+
 local commands = {};
 
-function commands.generate(options, native)
-	local invites, err = invites_of(options.host);
-	if not invites then
-		prosodyctl.complain(err);
-		return 1;
-	end
-	local invite, condition;
-	if options.reset then
-		invite, condition = invites.create_account_reset(options.reset);
-	else
-		local role = options.admin and "prosody:admin" or options.role;
-		invite, condition = invites.create_account(options.username, {
-			roles = role and compat.roles({ role });
-			groups = options.groups;
-		});
-	end
-	if not invite then
-		-- What is wrong with the storage was told when it happened.
-		if REFUSALS[condition] then
-			prosodyctl.complain(REFUSALS[condition]:format((options.reset or options.username).."@"..options.host));
+-- A command that is about the invites of a host.
+local function of_host(command)
+	return function (options, native)
+		local invites, err = invites_of(options.host);
+		if not invites then
+			prosodyctl.complain(err);
+			return 1;
 		end
-		return condition == "jid-malformed" and 2 or 1;
+		return command(options, invites, native);
+	end;
+end
+
+-- A progress bar, if this is the process whose terminal it is.
+local function progress(native, what, total)
+	if is_prosodyctl then return native.progress(what, total); end
+	local function ignore() end
+	return { advance = ignore, finish = ignore };
+end
+
+-- Says why a command about an invite cannot be carried out: the exit code. What is wrong with the storage was told
+-- when it happened.
+local function refuse(condition, named)
+	local refusal = INVITE_REFUSALS[condition];
+	if refusal then
+		prosodyctl.complain(refusal:format(named));
 	end
+	return 1;
+end
+
+-- Who does it, for the history.
+local function operator()
+	local user = os.getenv("SUDO_USER");
+	return user and "prosodyctl ("..user..")" or "prosodyctl";
+end
+
+-- Prints an invite of a command that has a table of it.
+local function print_created(invites, invite, options, native)
 	local link = invite.landing_page or invite.uri;
 	if options.json then
-		prosodyctl.print(native.json({
-			link = link;
-			token = invite.token;
-			uri = invite.uri;
-			landing_page = invite.landing_page;
-			type = invite.type;
-			jid = invite.jid;
-			created_at = invite.created_at;
-			expires = invite.expires ~= math.huge and invite.expires or nil;
-			additional_data = invite.additional_data;
-		}));
-	else
-		prosodyctl.print(link);
+		local text, condition = invites.show_text(invite.token, { json = true, show_token = true, width = 0 });
+		if not text then return nil, condition; end
+		sink.stdout(text);
+		return true;
 	end
+	if options.qr then
+		local code = native.qr(link);
+		if code then
+			sink.stdout(code);
+		else
+			prosodyctl.complain("the link is too long for a QR code");
+		end
+	end
+	prosodyctl.print(link);
+	return true;
+end
+
+commands.generate = of_host(function (options, invites, native)
+	local role = options.admin and "prosody:admin" or options.role;
+	local wanted = {
+		kind = options.reset and "reset" or options.contact and "contact" or "account";
+		username = options.reset or options.contact or options.username;
+		allow_registration = options.allow_registration or nil;
+		ttl = options.expires_after;
+		max_uses = options.max_uses;
+		additional_data = {
+			roles = role and compat.roles({ role });
+			groups = not options.reset and not options.contact and options.groups or nil;
+			note = options.note;
+		};
+	};
+	local left = options.count or 1;
+	local bar = options.count and progress(native, "inviting", left);
+	while left > 0 do
+		local made, condition;
+		if options.count then
+			made, condition = invites.create_invites(wanted, math.min(left, BATCH));
+		else
+			local invite;
+			invite, condition = invites.create_invite(wanted);
+			made = invite and { invite };
+		end
+		if not made then
+			-- What is wrong with the storage was told when it happened.
+			if REFUSALS[condition] then
+				prosodyctl.complain(REFUSALS[condition]:format(wanted.username.."@"..options.host));
+			end
+			return condition == "jid-malformed" and 2 or 1;
+		end
+		for _, invite in ipairs(made) do
+			local is_printed;
+			is_printed, condition = print_created(invites, invite, options, native);
+			if not is_printed then return refuse(condition); end
+		end
+		left = left - #made;
+		if bar then bar:advance(#made); end
+	end
+	if bar then bar:finish(); end
+	return 0;
+end);
+
+local list = of_host(function (options, invites)
+	local after, left = nil, options.limit;
+	if options.after then
+		local condition;
+		after, condition = invites.place(options.after, options.filter.shelf);
+		if not after then return refuse(condition, options.after); end
+	end
+	local has_any = false;
+	repeat
+		local text, next_after, shown = invites.list_text(options.filter, options, after, left, has_any);
+		if not text then return refuse(next_after); end
+		sink.stdout(text);
+		has_any = has_any or shown > 0;
+		after, left = next_after, left and left - shown;
+	until not after or left == 0;
+	if not has_any and not options.json then prosodyctl.complain("no such invites"); end
+	return 0;
+end);
+
+commands.list, commands.history = list, list;
+
+local function print_invite(options, invites, native)
+	local text, link = invites.show_text(options.invite, options);
+	if not text then return refuse(link, options.invite); end
+	local code = options.qr and link and native.qr(link);
+	if code then sink.stdout(code); end
+	sink.stdout(text);
 	return 0;
 end
+
+commands.show = of_host(print_invite);
+
+-- A command that changes an invite and prints it as it then is; `change` returns false, or nil and a condition, if
+-- there was nothing to change. To want what is so already is no mistake.
+local function changing(state, change)
+	return of_host(function (options, invites, native)
+		local invite, condition = invites.show(options.invite);
+		if not invite then return refuse(condition, options.invite); end
+		if invite.state ~= state then
+			local is_changed;
+			is_changed, condition = change(options, invites);
+			if is_changed == nil and condition ~= "token-invalid" then return refuse(condition, options.invite); end
+			if not is_changed then
+				prosodyctl.complain(("the invite %s is %s"):format(invite.id, invite.state));
+				return 1;
+			end
+		end
+		return print_invite({
+			invite = options.invite, json = options.json, width = options.width, show_token = false;
+		}, invites, native);
+	end);
+end
+
+commands.revoke = changing("revoked", function (options, invites)
+	return invites.revoke(options.invite, options.why, operator());
+end);
+
+commands.pause = changing("paused", function (options, invites)
+	return invites.pause(options.invite);
+end);
+
+commands.resume = changing("pending", function (options, invites)
+	return invites.resume(options.invite);
+end);
+
+commands.extend = changing(nil, function (options, invites)
+	return invites.extend(options.invite, options.expires_after);
+end);
+
+commands.why = of_host(function (options, invites, native)
+	local invite, condition = invites.show(options.invite);
+	if not invite then return refuse(condition, options.invite); end
+	local is_accepted, why_not, text = invites.why(options.invite, options.username);
+	if why_not == "internal-server-error" then return refuse(why_not); end
+	if why_not == "token-invalid" and invite.state ~= "pending" then
+		text = "the invite is "..invite.state; -- a stranger is told less
+	end
+	if options.json then
+		prosodyctl.print(native.json({
+			id = invite.id, state = invite.state, accepted = is_accepted or false, condition = why_not, text = text;
+		}));
+	elseif is_accepted then
+		prosodyctl.print("accepted");
+	else
+		prosodyctl.print(("refused (%s): %s"):format(why_not, text));
+	end
+	return is_accepted and 0 or 1;
+end);
+
+commands.stats = of_host(function (options, invites)
+	local text, condition = invites.stats_text(options);
+	if not text then return refuse(condition); end
+	sink.stdout(text);
+	return 0;
+end);
+
+commands.purge = of_host(function (options, invites, native)
+	local age = options.older_than or invites.history_age;
+	local total, bar = 0, progress(native, "purging", 0);
+	if age < math.huge then
+		local purged, is_more;
+		repeat
+			purged, is_more = invites.purge(age);
+			if not purged then
+				bar:finish();
+				return refuse(is_more);
+			end
+			total = total + purged;
+			bar:advance(purged);
+			native.let_others_write();
+		until not is_more;
+	end
+	bar:finish();
+	if options.json then
+		prosodyctl.print(native.json({ purged = total }));
+	else
+		prosodyctl.print(("%d invites were removed from the history of %s"):format(total, options.host));
+	end
+	return 0;
+end);
 
 function commands.export(options)
 	local invites, err = invites_of(options.host);
@@ -131,7 +319,10 @@ local function ask_server(options, arg)
 	local host = options.host;
 	local storage = compat.lib("core.configmanager").get(host, "invite_storage");
 	if not IN_SERVER[storage] then return true; end
-	local _, err = forward.ask(host, arg, nil, sink);
+	local forwarded = { compat.unpack(arg) };
+	-- The terminal is here.
+	if options.width then table.insert(forwarded, "--columns="..options.width); end
+	local _, err = forward.ask(host, forwarded, nil, sink);
 	if forward.is_server_running() then
 		return nil, ("the server has the invites of %s to itself (invite_storage = %q) and has to be asked, but %s; "
 			.."is mod_admin_shell enabled?"):format(host, storage, err);

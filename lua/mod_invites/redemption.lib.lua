@@ -45,7 +45,7 @@ local attempt_of, redeemed = setmetatable({}, { __mode = "k" }), setmetatable({}
 
 local redemption = {};
 
-function redemption.hook(handle, get, report)
+function redemption.hook(handle, validate, report, count_refusal)
 	local is_reviewing = false;
 
 	local function fire(event_name, summary, more)
@@ -207,8 +207,20 @@ function redemption.hook(handle, get, report)
 
 	--- registering an account, or resetting its password (XEP-0445)
 
+	-- What the account of a username says against redeeming an invite for it, if anything.
+	local function account_refusal(about, account)
+		if about.is_reset and account == "missing" then
+			return "account-missing";
+		elseif about.is_reset and account == "unknown" then
+			return "internal-server-error"; -- the caller would take it for a free name
+		elseif not about.is_reset and (account == "active" or account == "disabled") then
+			return "conflict";
+		end
+	end
+
 	local function refuse(event, condition)
 		local refusal = REFUSALS[condition];
+		count_refusal(condition);
 		event.allowed = false;
 		event.error_type, event.error_condition, event.reason = refusal[1], refusal[2], refusal[3];
 		event.error = { type = refusal[1], condition = refusal[2], text = refusal[3] };
@@ -235,18 +247,35 @@ function redemption.hook(handle, get, report)
 			if condition == "internal-server-error" then report(text); end
 			return refuse(event, condition);
 		end
-		if redeemed[invite] then
-			return refuse(event, "token-used");
-		elseif about.is_reset and account == "missing" then
-			return refuse(event, "account-missing");
-		elseif about.is_reset and account == "unknown" then
-			return refuse(event, "internal-server-error"); -- the caller would take it for a free name
-		elseif exists and not about.is_reset then
+		if redeemed[invite] then return refuse(event, "token-used"); end
+		local against = account_refusal(about, account);
+		if against == "conflict" then
 			event.allow_reset = nil;
 			return; -- the caller says so, and the invite stays as it is
+		elseif against then
+			return refuse(event, against);
 		end
 		local attempt, why = claim(invite.token, "account", username, about.depends_on, invite, event.session or invite);
 		if not attempt then refuse(event, why); end
+	end
+
+	-- Whether redeeming an invite would succeed now: true, or nil, a condition and a sentence. Changes nothing.
+	function redemption.why(token, username)
+		local about, condition, text = handle:look(token);
+		if not about then return nil, condition, text; end
+		local name = about.purpose == "account" and (username or about.bound) or nil;
+		local against = name and account_refusal(about, compat.account_state(name));
+		if against == "conflict" then
+			return nil, against, "There is an account with this username already";
+		elseif against then
+			return nil, against, REFUSALS[against][3];
+		end
+		return handle:why({
+			token = token;
+			purpose = about.purpose;
+			invitee = name;
+			depends_on = about.depends_on and compat.account_state(about.depends_on);
+		});
 	end
 
 	-- Around the handlers, not among them: a handler that returns something keeps the ones after it from running.
@@ -371,16 +400,18 @@ function redemption.hook(handle, get, report)
 
 	module:hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
-		local invite, condition = get(stanza.tags[1].attr.token);
+		local invite, condition = validate(stanza.tags[1].attr.token);
 		if invite then
 			return; -- mod_invites_register takes it from here
 		elseif condition == "internal-server-error" then
+			count_refusal(condition);
 			local refusal = REFUSALS[condition];
 			session.send(st.error_reply(stanza, refusal[1], refusal[2], refusal[3]));
 			return true;
 		end
 		session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
 		if session.bad_invite_tokens >= MAX_BAD_TOKENS then
+			count_refusal(condition);
 			session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
 			return true;
 		end
@@ -400,8 +431,11 @@ function redemption.hook(handle, get, report)
 		local contact = jid_bare(stanza.attr.from);
 		local username = stanza.attr.to and jid_split(stanza.attr.to);
 		if not token or not username or jid_bare(stanza.attr.to) == contact then return nil; end
-		local invite = get(token, username);
-		return invite and claim(token, "contact", contact, username);
+		local invite, condition = validate(token, username);
+		local attempt;
+		if invite then attempt, condition = claim(token, "contact", contact, username); end
+		if not attempt then count_refusal(condition); end
+		return attempt;
 	end
 
 	module:wrap_event("presence/bare", function (handlers, event_name, event)

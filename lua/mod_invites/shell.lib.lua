@@ -15,6 +15,7 @@ local SENTENCES = {
 	["conflict"] = "There is an account with this username already";
 	["item-not-found"] = "There is no such account";
 	["not-allowed"] = "The account is disabled";
+	["id-ambiguous"] = "Several invites have an id that begins so: write more of it";
 	["internal-server-error"] = "The invite could not be stored or read; see the log";
 };
 
@@ -37,6 +38,28 @@ end
 
 local function date(seconds, format)
 	return seconds == math.huge and "never" or os.date(format, seconds);
+end
+
+local function is_id(text)
+	return type(text) == "string" and #text >= 6 and #text <= 16 and not text:find("%X");
+end
+
+-- 0.12 does not know how wide the terminal is, and would cut descriptions off.
+local function width_of(self)
+	return self.session.width or 160;
+end
+
+local function print_text(self, text)
+	for line in text:gmatch("[^\n]+") do
+		self.session.print(line);
+	end
+end
+
+-- What a command returns that changes one invite.
+local function changed(text, is_changed, condition)
+	if is_changed == false then return nil, "The invitation has ended, or is so already"; end
+	if not is_changed then return fail(condition); end
+	return true, text;
 end
 
 -- The commands of one host. `invites` is the environment of the module; `duration` reads "2 days".
@@ -62,18 +85,26 @@ function shell.commands(invites, duration, has_groups)
 			host_selector = "user_jid";
 			flags = {
 				array_params = { role = true, group = has_groups };
-				value_params = { expires_after = true };
+				value_params = { expires_after = true, max_uses = true, note = true };
 				kv_params = { admin = true };
 			};
 			handler = function (_, user_jid, opts)
 				local ttl, err = get_ttl(opts);
 				if err then return nil, err; end
+				local max_uses = tonumber(opts.max_uses or 1);
+				if not max_uses or max_uses < 1 or max_uses % 1 ~= 0 then return nil, "Unable to count to: "..opts.max_uses; end
 				local roles = opts.role or {};
 				if opts.admin then table.insert(roles, 1, "prosody:admin"); end
-				local invite, condition = invites.create_account(jid_split(user_jid), {
-					roles = compat.roles(roles);
-					groups = opts.group or {};
-				}, ttl);
+				local invite, condition = invites.create_invite({
+					username = jid_split(user_jid);
+					additional_data = {
+						roles = compat.roles(roles);
+						groups = opts.group or {};
+						note = opts.note;
+					};
+					ttl = ttl;
+					max_uses = max_uses;
+				});
 				if not invite then return fail(condition); end
 				return true, link_of(invite);
 			end;
@@ -122,6 +153,13 @@ function shell.commands(invites, duration, has_groups)
 			host_selector = "host";
 			handler = function (self, _, token)
 				local invite, condition = invites.get_invite_info(token);
+				if condition == "token-invalid" and is_id(token) then
+					-- An id shows what became of an invite too.
+					local text, why_not = invites.show_text(token, { json = false, show_token = false, width = width_of(self) });
+					if not text then return fail(why_not); end
+					print_text(self, text);
+					return true, "Invitation found by its id";
+				end
 				if not invite then return fail(condition); end
 				local print, data = self.session.print, invite.additional_data or {};
 				if invite.type == "roster" then
@@ -154,8 +192,9 @@ function shell.commands(invites, duration, has_groups)
 			desc = "Delete/revoke an invitation token";
 			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
 			host_selector = "host";
-			handler = function (_, _, token)
-				local revoked, condition = invites.revoke(token, "revoked in the Prosody shell");
+			flags = { value_params = { why = true } };
+			handler = function (_, _, token, opts)
+				local revoked, condition = invites.revoke(token, opts.why, "shell");
 				if condition == "token-invalid" then return nil, "Invitation not found"; end
 				if not revoked then return fail(condition); end
 				return true, "Invitation deleted";
@@ -172,8 +211,7 @@ function shell.commands(invites, duration, has_groups)
 					{ title = "Expires"; key = "expires"; width = 20 };
 					{ title = "Description"; key = "description"; width = "100%" };
 				};
-				-- 0.12 does not know how wide the terminal is, and would cut descriptions off.
-				local print_row = compat.table(columns, self.session.width or 160);
+				local print_row = compat.table(columns, width_of(self));
 				self.session.print(print_row());
 				local count = 0;
 				for token, invite in invites.pending_invites() do
@@ -185,6 +223,69 @@ function shell.commands(invites, duration, has_groups)
 					}));
 				end
 				return true, ("%d pending invites"):format(count);
+			end;
+		};
+		{
+			name = "history";
+			desc = "Show what became of invitations, the last ended first";
+			args = { { name = "host", type = "string" } };
+			host_selector = "host";
+			flags = { value_params = { limit = true } };
+			handler = function (self, _, opts)
+				local left = tonumber(opts.limit or 100);
+				if not left or left < 1 or left % 1 ~= 0 then return nil, "Unable to count to: "..opts.limit; end
+				local options = { json = false, width = width_of(self) };
+				local count, after = 0, nil;
+				repeat
+					local text, next_after, shown = invites.list_text({ shelf = "history" }, options, after, left, count > 0);
+					if not text then return fail(next_after); end
+					print_text(self, text);
+					count, left, after = count + shown, left - shown, next_after;
+				until not after or left == 0;
+				return true, ("%d ended invites"):format(count);
+			end;
+		};
+		{
+			name = "pause";
+			desc = "Have an invitation refused until it is resumed";
+			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
+			host_selector = "host";
+			handler = function (_, _, token)
+				return changed("Invitation paused", invites.pause(token));
+			end;
+		};
+		{
+			name = "resume";
+			desc = "Have a paused invitation accepted again";
+			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
+			host_selector = "host";
+			handler = function (_, _, token)
+				return changed("Invitation resumed", invites.resume(token));
+			end;
+		};
+		{
+			name = "extend";
+			desc = "Give an invitation another end, counted from now";
+			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
+			host_selector = "host";
+			flags = { value_params = { expires_after = true } };
+			handler = function (_, _, token, opts)
+				local ttl, err = get_ttl(opts);
+				if err then return nil, err; end
+				if not ttl then return nil, "Supply --expires-after"; end
+				return changed("Invitation extended", invites.extend(token, ttl));
+			end;
+		};
+		{
+			name = "why";
+			desc = "Say whether an invitation would be accepted now, and if not, why";
+			args = { { name = "host", type = "string" }, { name = "token", type = "string" } };
+			host_selector = "host";
+			flags = { value_params = { username = true } };
+			handler = function (_, _, token, opts)
+				local is_accepted, condition, text = invites.why(token, opts.username);
+				if not is_accepted then return nil, text or SENTENCES[condition] or condition; end
+				return true, "Invitation would be accepted";
 			end;
 		};
 	};

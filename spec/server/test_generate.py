@@ -39,7 +39,8 @@ ASKED_FOR: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
 #: What cannot be meant, and what the one line about it must name.
 MISUSE = {
     "": "command",
-    "list": "list",
+    "frob": "frob",
+    "list": "HOST",
     "generate": "HOST",
     "generate --frob example.com": "--frob",
     "generate example.com --frob": "--frob",
@@ -196,12 +197,11 @@ def test_json_says_what_the_server_knows(make: Make, version: str) -> None:
     done = server.prosodyctl("mod_invites", "generate", "example.com", "--json", "--admin", "--username", "juliet")
     assert (done.returncode, done.stderr) == (0, "")
     invite = json.loads(done.stdout.splitlines()[-1])
-    assert invite.pop("link") == invite["uri"]
+    assert invite["link"] == invite["uri"]
     assert invite["jid"] == "juliet@example.com"
     assert invite["additional_data"] == {"groups": {}, "roles": roles(version, "prosody:admin")}
     known = info(server, invite["token"])
-    assert known.pop("allow_registration") is True
-    assert invite == known
+    assert {name: invite.get(name) for name in known} == known
 
 
 def test_an_invite_for_ever_has_no_end_in_json(make: Make) -> None:
@@ -257,7 +257,8 @@ def test_an_account_is_not_invited_again_and_none_that_is_not_there_gets_a_reset
     problems = {
         "--username juliet": "the account juliet@example.com exists already",
         "--username Juliet --admin": "the account Juliet@example.com exists already",
-        "--reset romeo": "there is no account romeo@example.com whose password could be reset",
+        "--reset romeo": "there is no account romeo@example.com",
+        "--contact romeo": "there is no account romeo@example.com",
     }
     for options, problem in problems.items():
         assert complaint(server, "generate", "example.com", *options.split()) == (

@@ -188,6 +188,7 @@ fn new(host: &str, token: &Token, created_at: Timestamp) -> Invite {
 		paused: false,
 		revoked_at: None,
 		revoked_why: None,
+		revoked_by: None,
 		ended_at: None,
 		fields: StoredTable::default(),
 	}

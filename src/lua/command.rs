@@ -1,16 +1,22 @@
 //! `command(args)`: what a command line asks for, as a table.
 //!
-//! Understood: `{ name = "generate", host, admin, role, groups, username, reset, json }`, absent options left out;
-//! `{ name = "export", host }`.
+//! It has `name`, `host` and the options that were given, under their long names with `_` for `-`; durations are seconds,
+//! and `math.huge` stands for never and for unlimited. Commands that print have `width`, the columns of the terminal.
+//! `list` and `history` have a `filter`: `{ shelf, state, kind, inviter, text }`.
 //! Else what to print: `{ exit = code, stdout = text }` or `{ exit = code, stderr = line }`.
 
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStringExt;
 
-use mlua::{BString, Lua, Result as LuaResult, Table};
+use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
 use super::set_some;
-use crate::cli::{self, Answer, Command, Destination};
+use crate::cli::{self, Answer, Command, Destination, Limit, One, Picked, Ttl};
+use crate::duration::Seconds;
+use crate::invite::Kind;
+use crate::lifecycle::State;
+use crate::listing::{Filter, Shelf};
 
 pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 	let args: Vec<OsString> = args
@@ -28,6 +34,56 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 			set_some(&table, "role", options.role)?;
 			set_some(&table, "username", options.username)?;
 			set_some(&table, "reset", options.reset)?;
+			set_some(&table, "contact", options.contact)?;
+			table.set("allow_registration", options.allow_registration)?;
+			set_some(&table, "expires_after", options.expires_after.map(seconds))?;
+			set_some(&table, "note", options.note)?;
+			let uses = |limit: Limit| limit.end().map_or(f64::INFINITY, |limit| limit.get().into());
+			set_some(&table, "max_uses", options.max_uses.map(uses))?;
+			set_some(&table, "count", options.count.map(NonZeroU32::get))?;
+			table.set("qr", options.qr)?;
+		}
+		Ok(Command::List(list)) => {
+			table.set("name", "list")?;
+			table.set("show_token", list.show_token)?;
+			let (filter, shelf) = list.filter();
+			picked(lua, &table, list.picked, filter, shelf)?;
+		}
+		Ok(Command::History(history)) => {
+			table.set("name", "history")?;
+			let (filter, shelf) = history.filter();
+			picked(lua, &table, history.picked, filter, shelf)?;
+		}
+		Ok(Command::Show(show)) => {
+			table.set("show_token", show.show_token)?;
+			table.set("qr", show.qr)?;
+			one(&table, "show", show.one)?;
+		}
+		Ok(Command::Revoke(revoke)) => {
+			set_some(&table, "why", revoke.why)?;
+			one(&table, "revoke", revoke.one)?;
+		}
+		Ok(Command::Pause(pause)) => one(&table, "pause", pause)?,
+		Ok(Command::Resume(resume)) => one(&table, "resume", resume)?,
+		Ok(Command::Extend(extend)) => {
+			table.set("expires_after", seconds(extend.expires_after))?;
+			one(&table, "extend", extend.one)?;
+		}
+		Ok(Command::Why(why)) => {
+			set_some(&table, "username", why.username)?;
+			one(&table, "why", why.one)?;
+		}
+		Ok(Command::Stats(stats)) => {
+			table.set("name", "stats")?;
+			table.set("host", stats.host)?;
+			table.set("json", stats.output.json)?;
+			table.set("width", stats.output.width())?;
+		}
+		Ok(Command::Purge(purge)) => {
+			table.set("name", "purge")?;
+			table.set("host", purge.host)?;
+			set_some(&table, "older_than", purge.older_than.map(Seconds::get))?;
+			table.set("json", purge.json)?;
 		}
 		Ok(Command::Export(options)) => {
 			let Destination::Prosody = options.to;
@@ -44,4 +100,31 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		}
 	}
 	Ok(table)
+}
+
+fn seconds(ttl: Ttl) -> Value {
+	ttl.end().map_or(Value::Number(f64::INFINITY), |seconds| Value::Integer(seconds.get()))
+}
+
+fn one(table: &Table, name: &str, one: One) -> LuaResult<()> {
+	table.set("name", name)?;
+	table.set("host", one.host)?;
+	table.set("invite", one.invite)?;
+	table.set("json", one.output.json)?;
+	table.set("width", one.output.width())
+}
+
+fn picked(lua: &Lua, table: &Table, picked: Picked, filter: Filter, shelf: Shelf) -> LuaResult<()> {
+	table.set("host", picked.host)?;
+	table.set("json", picked.output.json)?;
+	table.set("width", picked.output.width())?;
+	set_some(table, "after", picked.after)?;
+	set_some(table, "limit", picked.limit.map(NonZeroU32::get))?;
+	let picks = lua.create_table()?;
+	picks.set("shelf", shelf.as_str())?;
+	set_some(&picks, "state", filter.state.map(State::as_str))?;
+	set_some(&picks, "kind", filter.kind.map(Kind::as_str))?;
+	set_some(&picks, "inviter", filter.inviter)?;
+	set_some(&picks, "text", filter.text)?;
+	table.set("filter", picks)
 }

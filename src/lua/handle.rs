@@ -2,13 +2,13 @@
 //!
 //! | method | returns |
 //! | --- | --- |
-//! | `prepare { type, username, account, is_reset, allow_registration, reusable, ttl }` | invite table, draft; `account` is the state of the account of a register invite's username |
-//! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of; the invite is on the disk |
+//! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl }` | invite table, draft; `account` is the state of the account of a register invite's username |
+//! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, summary; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
 //! | `bundled_rows()` | the same rows, of all invites that are good now, and how many invites that is |
 //! | `get(token, username)` | validated invite table, and the username of the account that it depends on, if any; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
-//! | `look(token)` | `{ depends_on, is_reset }` of an invite in whatever state |
+//! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
 //! | `confirm(token, account)` | `true`; `account` is the state of the account that it depends on |
 //! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce |
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
@@ -16,9 +16,11 @@
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
 //! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
-//! | `revoke(token, why)` | summary, or `false` if there was nothing to revoke |
+//! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
 //! | `retire_depending(username)`, `retire_resets(username)`, `end_expired()` | list of summaries |
 //! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
+//!
+//! What else an operator does is in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
 //!
 //! `kinds` is `"account"` for what allows to register an account, `"all"` for everything. `ttl` is in seconds, `math.huge` for never. The state of an account is `"active"`, `"disabled"`, `"missing"` or
 //! `"unknown"`, a purpose `"account"` or `"contact"`. Tables are fresh and plain; summaries hold no token. Times are
@@ -29,8 +31,8 @@ use mlua::{
 };
 
 use super::bundled::Bundled;
-use super::table::{Seconds, describe, summary, take_over, validated, whole_seconds};
-use super::{Failure, Outcome, is_truthy, outcome, set_some};
+use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
+use super::{Failure, Outcome, is_truthy, operator, outcome, set_some};
 use crate::clock;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
@@ -49,26 +51,30 @@ const PAGE: u32 = 500;
 const BATCH: u32 = 50;
 
 pub(super) struct Handle {
-	invites: Invites,
-	bundled: Bundled,
+	pub(super) invites: Invites,
+	pub(super) bundled: Bundled,
 }
 
 /// A prepared invite as it was before handlers saw it.
-struct Draft {
+pub(super) struct Draft {
 	invite: Invite,
 	token: Token,
 }
 
-/// Invites that are imported in one transaction: less than 20 ms in which others cannot write.
-const IMPORT_BATCH: usize = 200;
+/// An invite that an operator named. Only [`super::operator`] makes one: a public id by itself is no token anywhere.
+pub(super) struct Key(pub(super) Digest);
 
-/// Names of restored fields, and the invites that were superseded.
-type Saved = (Vec<&'static str>, Vec<Table>);
+/// Invites that are imported in one transaction: less than 20 ms in which others cannot write.
+pub(super) const IMPORT_BATCH: usize = 200;
+
+/// Names of restored fields, the invites that were superseded, and the invite.
+type Saved = (Vec<&'static str>, Vec<Table>, Table);
 
 /// Invite tables, and what to pass as `after` for more, if there is more.
 type Page = (Vec<Table>, Option<BString>);
 
 impl UserData for Draft {}
+impl UserData for Key {}
 
 impl Handle {
 	pub(super) const fn new(invites: Invites, bundled: Bundled) -> Self {
@@ -89,6 +95,14 @@ impl Handle {
 			Ok(account) => account,
 			Err(failure) => return Ok(Err(failure)),
 		};
+		let max_uses = match &request.get("max_uses")? {
+			_ if is_truthy(&request.get("reusable")?) => None,
+			Value::Nil => Some(1),
+			max_uses => match limit(max_uses) {
+				Ok(limit) => limit,
+				Err(failure) => return Ok(Err(failure)),
+			},
+		};
 		let request = Request {
 			invite_type,
 			username: request.get("username")?,
@@ -96,7 +110,7 @@ impl Handle {
 			account,
 			allow_registration: is_truthy(&request.get("allow_registration")?),
 			ttl,
-			max_uses: if is_truthy(&request.get("reusable")?) { None } else { Some(1) },
+			max_uses,
 		};
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
@@ -108,17 +122,32 @@ impl Handle {
 	}
 
 	fn save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<Saved, Failure>> {
-		let mut invite = draft.invite.clone();
-		let restored = match take_over(lua, &mut invite, &draft.token, table, &self.bundled.null)? {
-			Ok(restored) => restored,
-			// The name of a field may be, or hold, the token.
-			Err(Failure::Misuse(text)) => {
-				return Ok(Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)"))));
-			}
+		let (invite, restored) = match self.complete(lua, table, draft)? {
+			Ok(complete) => complete,
 			Err(failure) => return Ok(Err(failure)),
 		};
-		let superseded = self.summaries(lua, self.invites.save(&invite))?;
-		Ok(superseded.map(|superseded| (restored, superseded)))
+		match self.summaries(lua, self.invites.save(&invite))? {
+			Ok(superseded) => Ok(Ok((restored, superseded, summary(lua, &invite, &self.bundled.null)?))),
+			Err(failure) => Ok(Err(failure)),
+		}
+	}
+
+	/// The invite as its caller and handlers have left it, and the names of what they must not change and did.
+	pub(super) fn complete(
+		&self,
+		lua: &Lua,
+		table: &Table,
+		draft: &Draft,
+	) -> LuaResult<Result<(Invite, Vec<&'static str>), Failure>> {
+		let mut invite = draft.invite.clone();
+		Ok(match take_over(lua, &mut invite, &draft.token, table, &self.bundled.null)? {
+			Ok(restored) => Ok((invite, restored)),
+			// The name of a field may be, or hold, the token.
+			Err(Failure::Misuse(text)) => {
+				Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)")))
+			}
+			Err(failure) => Err(failure),
+		})
 	}
 
 	fn import_bundled(
@@ -221,6 +250,11 @@ impl Handle {
 				let table = lua.create_table()?;
 				set_some(&table, "depends_on", invite.depends_on())?;
 				table.raw_set("is_reset", invite.kind() == Kind::Reset)?;
+				let purpose =
+					if invite.serves(Purpose::Account) { Purpose::Account } else { Purpose::Contact };
+				table.raw_set("purpose", purpose.as_str())?;
+				let bound = invite.username.as_deref().filter(|_| invite.invite_type == Type::Register);
+				set_some(&table, "bound", bound)?;
 				Ok(Ok(table))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -252,7 +286,7 @@ impl Handle {
 	}
 
 	#[expect(clippy::unused_self, reason = "reads like its neighbours")]
-	fn attempt(&self, attempt: &Table) -> LuaResult<Result<Attempt, Failure>> {
+	pub(super) fn attempt(&self, attempt: &Table) -> LuaResult<Result<Attempt, Failure>> {
 		let token: Value = attempt.get("token")?;
 		let purpose: String = attempt.get("purpose")?;
 		let invitee = attempt.get("invitee")?;
@@ -301,11 +335,17 @@ impl Handle {
 		})
 	}
 
-	fn revoke(&self, lua: &Lua, token: &Value, why: Option<&str>) -> LuaResult<Result<Value, Failure>> {
+	fn revoke(
+		&self,
+		lua: &Lua,
+		token: &Value,
+		why: Option<&str>,
+		by: Option<&str>,
+	) -> LuaResult<Result<Value, Failure>> {
 		let revoked = match digest(token) {
 			Err(InviteError::TokenInvalid) => Ok(None),
 			Err(error) => Err(error),
-			Ok(digest) => self.invites.revoke(&digest, why, clock::now()),
+			Ok(digest) => self.invites.revoke(&digest, why, by, clock::now()),
 		};
 		Ok(match revoked {
 			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
@@ -314,7 +354,7 @@ impl Handle {
 		})
 	}
 
-	fn summaries(
+	pub(super) fn summaries(
 		&self,
 		lua: &Lua,
 		invites: Result<Vec<Invite>, InviteError>,
@@ -363,7 +403,12 @@ fn presented(token: &Value) -> Result<&LuaString, InviteError> {
 	}
 }
 
-fn digest(token: &Value) -> Result<Digest, InviteError> {
+pub(super) fn digest(token: &Value) -> Result<Digest, InviteError> {
+	if let Value::UserData(key) = token
+		&& let Ok(key) = key.borrow::<Key>()
+	{
+		return Ok(key.0);
+	}
 	Ok(Digest::of(&presented(token)?.as_bytes()))
 }
 
@@ -379,7 +424,7 @@ fn account_state(word: &str) -> Result<Account, Failure> {
 
 /// Reads a time to live: whole seconds, rounded down, or none for never. A text that is a number counts as one, as it did
 /// in the bundled module.
-fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Failure>> {
+pub(super) fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Failure>> {
 	let number = match value {
 		Value::String(_) => lua.coerce_number(value.clone())?.map_or(Value::Nil, Value::Number),
 		_ => value.clone(),
@@ -397,6 +442,7 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
+		operator::add_methods(methods);
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
 		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
 			outcome(this.save(lua, &table, &draft))
@@ -438,9 +484,12 @@ impl UserData for Handle {
 			let checked = this.invites.check_name(&username, clock::now());
 			Ok(Outcome(checked.map(|()| true).map_err(Failure::from)))
 		});
-		methods.add_method("revoke", |lua, this, (token, why): (Value, Option<String>)| {
-			outcome(this.revoke(lua, &token, why.as_deref()))
-		});
+		methods.add_method(
+			"revoke",
+			|lua, this, (token, why, by): (Value, Option<String>, Option<String>)| {
+				outcome(this.revoke(lua, &token, why.as_deref(), by.as_deref()))
+			},
+		);
 		methods.add_method("retire_depending", |lua, this, username: String| {
 			outcome(this.summaries(lua, this.invites.retire_depending(&username, clock::now())))
 		});

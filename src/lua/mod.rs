@@ -5,6 +5,9 @@
 //! | `version` | string; the shim refuses a library of another version |
 //! | `open(options)` | a [`handle`] for the invites of one host; opens no file yet |
 //! | `command(args)` | what a `prosodyctl mod_invites` command line asks for, see [`command`] |
+//! | `progress(what, total)` | a [`progress`] bar on stderr, where that is a terminal |
+//! | `let_others_write()` | waits a moment between two batches of work: who waits for the storage gets its turn |
+//! | `qr(link)` | the link as lines of block characters, or `nil` if it is too long for a QR code |
 //! | `close()` | closes what is open, before a fork and at the end; it is opened again where it is needed |
 //! | `parse_duration(text)` | seconds, or `nil, "misuse", text` |
 //! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
@@ -18,6 +21,8 @@ mod command;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod handle;
+mod operator;
+mod progress;
 mod prosody;
 mod table;
 mod value;
@@ -37,8 +42,13 @@ use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use bundled::Bundled;
 use handle::Handle;
+use progress::Progress;
 use prosody::HostStorage;
 use value::Null;
+
+/// SQLite wakes nobody: who waits for its lock looks again and again, and would hardly ever find it free between the
+/// batches of another process.
+const TURN: Duration = Duration::from_millis(5);
 
 /// How a call from Lua failed.
 #[derive(Debug)]
@@ -149,6 +159,18 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 	)?;
 	#[cfg(feature = "conformance")]
 	conformance::add_to(lua, &library)?;
+	library.set(
+		"progress",
+		lua.create_function(|_, (what, total): (String, u64)| Ok(Progress::new(what, total)))?,
+	)?;
+	library.set(
+		"let_others_write",
+		lua.create_function(|_, ()| {
+			std::thread::sleep(TURN);
+			Ok(())
+		})?,
+	)?;
+	library.set("qr", lua.create_function(|_, link: String| Ok(crate::render::qr(&link)))?)?;
 	library.set("json", lua.create_function(|_, value: Value| outcome(json(value)))?)?;
 	Ok(library)
 }

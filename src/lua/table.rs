@@ -4,9 +4,10 @@ use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
 use super::value::{Null, read, write, write_entries};
 use super::{Failure, is_truthy, set_some};
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::invite::{Invite, Kind, Type};
-use crate::redemption::{Claim, Purpose};
+use crate::listing::Shelf;
+use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::Token;
 use crate::value::{Table as StoredTable, Value as Stored};
 
@@ -24,6 +25,8 @@ pub(super) fn describe(lua: &Lua, invite: &Invite, token: &Token, null: &Null) -
 	table.raw_set("expires", expires(invite))?;
 	set_some(&table, "allow_registration", invite.allow_registration.then_some(true))?;
 	set_some(&table, "reusable", invite.max_uses.is_none().then_some(true))?;
+	set_some(&table, "max_uses", invite.max_uses.filter(|max_uses| *max_uses > 1))?;
+	set_some(&table, "uses", Some(invite.uses).filter(|uses| *uses > 0))?;
 	write_entries(lua, &invite.fields, null, &table)?;
 	Ok(table)
 }
@@ -96,7 +99,14 @@ pub(super) fn absorb(
 		Err(failure) => return Ok(Err(failure)),
 	};
 	let reusable: Value = table.raw_get("reusable")?;
-	invite.max_uses = if is_truthy(&reusable) { None } else { Some(1) };
+	invite.max_uses = match (is_truthy(&reusable), &table.raw_get("max_uses")?) {
+		(true, _) => None,
+		(false, Value::Nil) => Some(1),
+		(false, max_uses) => match limit(max_uses) {
+			Ok(limit) => limit,
+			Err(failure) => return Ok(Err(failure)),
+		},
+	};
 	invite.allow_registration = is_truthy(&table.raw_get("allow_registration")?);
 
 	// What the columns say again when they are read need not be kept beside them; what they would not is.
@@ -111,7 +121,7 @@ pub(super) fn absorb(
 			))));
 		};
 		let name = name.as_bytes().to_vec();
-		if name == b"expires" || said.raw_get::<Value>(key)? == value {
+		if name == b"expires" || name == b"max_uses" || said.raw_get::<Value>(key)? == value {
 			continue;
 		}
 		match read(value, &name.escape_ascii().to_string(), null)? {
@@ -128,22 +138,43 @@ pub(super) fn absorb(
 
 /// What events tell of an invite, and logs may: everything but the secret and what holds it.
 pub(super) fn summary(lua: &Lua, invite: &Invite, null: &Null) -> LuaResult<Table> {
-	let table = lua.create_table_with_capacity(0, 12)?;
+	let now = clock::now();
+	let table = lua.create_table_with_capacity(0, 17)?;
 	table.raw_set("id", invite.digest.id().to_string())?;
 	table.raw_set("host", invite.host.as_str())?;
 	table.raw_set("type", invite.invite_type.as_str())?;
 	table.raw_set("kind", invite.kind().as_str())?;
+	table.raw_set("state", invite.state(now).as_str())?;
 	set_some(&table, "username", invite.username.as_deref())?;
+	set_some(&table, "inviter", invite.inviter())?;
+	table.raw_set("allow_registration", invite.allow_registration)?;
 	table.raw_set("created_at", invite.created_at)?;
 	table.raw_set("expires", expires(invite))?;
 	table.raw_set("uses", invite.uses)?;
 	set_some(&table, "max_uses", invite.max_uses)?;
 	set_some(&table, "revoked_at", invite.revoked_at)?;
 	set_some(&table, "revoked_why", invite.revoked_why.as_deref())?;
+	set_some(&table, "revoked_by", invite.revoked_by.as_deref())?;
+	set_some(&table, "ended_at", invite.position(Shelf::History, now).map(|position| position.at))?;
 	let additional_data =
 		invite.fields.get("additional_data").map(|value| write(lua, value, null)).transpose()?;
 	set_some(&table, "additional_data", additional_data)?;
 	Ok(table)
+}
+
+/// Who used an invite: a list of `{ used_at, purpose, invitee, source }`.
+pub(super) fn redemptions(lua: &Lua, redemptions: &[Redemption]) -> LuaResult<Vec<Table>> {
+	redemptions
+		.iter()
+		.map(|redemption| {
+			let table = lua.create_table_with_capacity(0, 4)?;
+			table.raw_set("used_at", redemption.used_at)?;
+			table.raw_set("purpose", redemption.purpose.as_str())?;
+			set_some(&table, "invitee", redemption.invitee.as_deref())?;
+			set_some(&table, "source", redemption.source.as_deref())?;
+			Ok(table)
+		})
+		.collect()
 }
 
 /// Claims to be settled, as `settle` takes them back: `{ digest, nonce, purpose, invitee }`.
@@ -159,6 +190,18 @@ pub(super) fn claims(lua: &Lua, claims: &[Claim]) -> LuaResult<Vec<Table>> {
 			Ok(table)
 		})
 		.collect()
+}
+
+/// How often an invite may be used, from a number; `math.huge` is no limit.
+pub(super) fn limit(value: &Value) -> Result<Option<u32>, Failure> {
+	let limit = match whole_seconds(value) {
+		Some(Seconds::Endless) => return Ok(None),
+		Some(Seconds::Finite(limit)) => u32::try_from(limit).ok().filter(|limit| *limit > 0),
+		None => None,
+	};
+	limit.map(Some).ok_or_else(|| {
+		Failure::Misuse("max_uses must be a positive whole number, or math.huge for no limit".to_owned())
+	})
 }
 
 /// The last second of validity from what stands under `expires`.

@@ -13,6 +13,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::listing::{Position, Shelf};
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -42,6 +43,14 @@ macro_rules! promises {
 			each_expired_invite_is_ended_once,
 			a_name_is_seen_as_reserved_and_as_claimed,
 			pages_follow_each_other_without_gap_or_repetition,
+			the_open_shelf_shows_the_newest_first,
+			the_history_shows_the_last_ended_first_and_what_expired_unnoted,
+			open_invites_are_counted_in_pages,
+			what_is_used_up_or_revoked_keeps_no_secret,
+			an_extended_invite_is_good_again_unless_it_was_used_or_revoked,
+			extending_a_bound_invite_takes_the_place_of_a_newer,
+			a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims,
+			looking_at_a_claim_makes_none,
 			records_hold_everything_and_can_be_taken_over_by_another_host,
 			a_look_at_a_good_store_finds_nothing_critical,
 		}
@@ -109,6 +118,7 @@ pub(crate) fn sample(host: &str, token: &str) -> Invite {
 		paused: false,
 		revoked_at: None,
 		revoked_why: None,
+		revoked_by: None,
 		ended_at: None,
 		fields: [(Value::text("additional_data"), Value::Table(additional_data.into_iter().collect()))]
 			.into_iter()
@@ -179,6 +189,7 @@ pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn Inv
 			Invite {
 				revoked_at: Some(NOW + 1),
 				revoked_why: Some("a \"reason\"".to_owned()),
+				revoked_by: Some("somebody".to_owned()),
 				ended_at: Some(NOW + 2),
 				..account("revoked")
 			},
@@ -213,7 +224,7 @@ pub(crate) fn hosts_do_not_see_each_others_invites(store: &dyn InviteStore) {
 	let claim_there = claim(&there, Purpose::Account, "bob", NOW);
 	assert_eq!(store.find(&there.host, &there.digest).unwrap(), None);
 	assert_eq!(store.claim(&claim_there, None, NOW).unwrap(), Err(Refusal::Invalid));
-	assert_eq!(store.revoke(&there.host, &there.digest, None, NOW).unwrap(), None);
+	assert_eq!(store.revoke(&there.host, &there.digest, None, None, NOW).unwrap(), None);
 	assert_eq!(store.retire(&there.host, "jörg", &|_| true, "", NOW).unwrap(), []);
 	assert_eq!(store.end_expired(&there.host, 10, NOW + 61).unwrap(), []);
 	store.create(&there).unwrap();
@@ -257,7 +268,7 @@ pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &dyn InviteSt
 		store.create(invite).unwrap();
 	}
 	store.redeem_at_once(&claim(&used, Purpose::Account, "used", NOW), None, NOW).unwrap().unwrap();
-	store.revoke(&revoked.host, &revoked.digest, None, NOW).unwrap().unwrap();
+	store.revoke(&revoked.host, &revoked.digest, None, None, NOW).unwrap().unwrap();
 	let has_history = store.carries().history;
 	// Who keeps no history cannot know what is over.
 	let known = if has_history { vec![&used, &revoked, &open] } else { vec![&open] };
@@ -280,7 +291,7 @@ pub(crate) fn a_limit_is_reached_exactly(store: &dyn InviteStore) {
 			assert_eq!(redeem_once(store, &invite), use_number <= limit);
 		}
 		let found = store.find(&invite.host, &invite.digest).unwrap();
-		assert_eq!(found, ended(store, Invite { uses: limit, ended_at: Some(NOW), ..invite }));
+		assert_eq!(found, ended(store, Invite { uses: limit, ended_at: Some(NOW), token: None, ..invite }));
 	}
 }
 
@@ -313,7 +324,7 @@ pub(crate) fn a_limit_is_reached_exactly_whatever_races(store: &(impl InviteStor
 		assert_eq!(redeemed.into_inner(), limit_reached);
 		assert_eq!(store.redemptions(&invite.host, &invite.digest).unwrap().len(), limit_reached);
 		let found = store.find(&invite.host, &invite.digest).unwrap().unwrap();
-		assert_eq!(found, Invite { uses: limit, ended_at: Some(NOW), ..invite });
+		assert_eq!(found, Invite { uses: limit, ended_at: Some(NOW), token: None, ..invite });
 	}
 }
 
@@ -347,12 +358,12 @@ pub(crate) fn without_a_limit_every_redemption_counts(store: &dyn InviteStore) {
 }
 
 pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &dyn InviteStore) {
-	let invite = sample("example.com", "t");
+	let invite = sample("example.com", "secret");
 	store.create(&invite).unwrap();
 	let claim = claim(&invite, Purpose::Contact, "romeo@example.net", NOW);
 	store.claim(&claim, None, NOW).unwrap().unwrap();
 	let redeem = || store.redeem(&claim.host, &claim.digest, &claim.nonce, Some("test"), NOW + 1).unwrap();
-	let after = Invite { uses: 1, ended_at: Some(NOW + 1), ..invite.clone() };
+	let after = Invite { uses: 1, ended_at: Some(NOW + 1), token: None, ..invite.clone() };
 	assert_eq!(redeem(), Redeemed::Now(after.clone()));
 	assert_eq!(redeem(), Redeemed::Before);
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), ended(store, after));
@@ -373,7 +384,7 @@ pub(crate) fn a_claim_is_redeemed_even_if_the_invite_was_revoked_since(store: &d
 	store.create(&invite).unwrap();
 	let claim = claim(&invite, Purpose::Account, "alice", NOW);
 	store.claim(&claim, None, NOW).unwrap().unwrap();
-	store.revoke(&invite.host, &invite.digest, None, NOW).unwrap().unwrap();
+	store.revoke(&invite.host, &invite.digest, None, None, NOW).unwrap().unwrap();
 	assert!(!redeem_once(store, &invite));
 	let redeemed = store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
 	assert!(matches!(redeemed, Redeemed::Now(invite) if invite.uses == 1));
@@ -434,7 +445,7 @@ pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &dyn Invit
 	let unknown = account("unknown");
 	assert_eq!(store.find(&unknown.host, &unknown.digest).unwrap(), None);
 	assert!(!redeem_once(store, &unknown));
-	assert_eq!(store.revoke(&unknown.host, &unknown.digest, None, NOW).unwrap(), None);
+	assert_eq!(store.revoke(&unknown.host, &unknown.digest, None, None, NOW).unwrap(), None);
 	if store.carries().pause {
 		assert!(!store.set_paused(&unknown.host, &unknown.digest, true).unwrap());
 	}
@@ -449,10 +460,12 @@ pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(sto
 	let revoked = Invite {
 		revoked_at: Some(10),
 		revoked_why: Some("why".to_owned()),
+		revoked_by: Some("who".to_owned()),
 		ended_at: Some(10),
+		token: None,
 		..invite.clone()
 	};
-	let revoke = |why, now| store.revoke(&invite.host, &invite.digest, Some(why), now).unwrap();
+	let revoke = |why, now| store.revoke(&invite.host, &invite.digest, Some(why), Some("who"), now).unwrap();
 	assert_eq!(revoke("why", 10), Some(revoked.clone()));
 	assert_eq!(revoke("again", 20), None);
 	assert!(!redeem_once(store, &invite));
@@ -504,7 +517,8 @@ pub(crate) fn each_expired_invite_is_ended_once(store: &dyn InviteStore) {
 	assert_eq!(end(10, NOW + 3), 1);
 	assert_eq!(end(10, NOW + 3), 0);
 	let ended = store.find("example.com", &Digest::of(b"t0")).unwrap().unwrap();
-	assert_eq!((ended.ended_at, ended.revoked_at), (Some(NOW + 3), None));
+	let when_it_expired = (Some(NOW), None);
+	assert_eq!((ended.ended_at, ended.revoked_at), when_it_expired);
 	assert!(redeem_once(store, &ended), "who was validated before may still redeem it");
 }
 
@@ -529,7 +543,7 @@ pub(crate) fn pages_follow_each_other_without_gap_or_repetition(store: &dyn Invi
 		store.create(&invite).unwrap();
 		match index % 5 {
 			0 => assert!(redeem_once(store, &invite)),
-			1 => assert!(store.revoke(&invite.host, &invite.digest, None, 1).unwrap().is_some()),
+			1 => assert!(store.revoke(&invite.host, &invite.digest, None, None, 1).unwrap().is_some()),
 			_ => expected.push(invite),
 		}
 	}
@@ -554,7 +568,7 @@ pub(crate) fn records_hold_everything_and_can_be_taken_over_by_another_host(stor
 	}
 	let used = claim(&invites[0], Purpose::Account, "alice", NOW);
 	store.redeem_at_once(&used, Some("test"), NOW + 5).unwrap().unwrap();
-	store.revoke("example.com", &invites[1].digest, Some("why"), NOW + 6).unwrap().unwrap();
+	store.revoke("example.com", &invites[1].digest, Some("why"), Some("who"), NOW + 6).unwrap().unwrap();
 	let all = |host: &str| {
 		let mut records: Vec<Record> = Vec::new();
 		loop {
@@ -588,4 +602,180 @@ pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn InviteSt
 	let findings = store.check("example.com");
 	assert!(!findings.is_empty());
 	assert!(findings.iter().all(|finding| finding.level < Level::Critical), "{findings:?}");
+}
+
+/// Reads a shelf to its end in pages of three.
+fn whole_shelf(store: &dyn InviteStore, shelf: Shelf, now: Timestamp) -> Vec<Digest> {
+	let (mut found, mut after) = (Vec::new(), Position::START);
+	loop {
+		let page = store.shelf("example.com", shelf, &after, 3, now).unwrap();
+		found.extend(page.iter().map(|invite| invite.digest));
+		match page.last() {
+			Some(last) if page.len() == 3 => after = last.position(shelf, now).unwrap(),
+			_ => return found,
+		}
+	}
+}
+
+pub(crate) fn the_open_shelf_shows_the_newest_first(store: &dyn InviteStore) {
+	let mut expected = Vec::new();
+	for index in 0..10 {
+		// Some of one second, so that the digests have to tell them apart.
+		let invite = Invite { created_at: NOW + index / 3, ..account(&format!("t{index}")) };
+		store.create(&invite).unwrap();
+		match index {
+			3 => assert!(redeem_once(store, &invite)),
+			4 => drop(store.revoke(&invite.host, &invite.digest, None, None, NOW).unwrap()),
+			5 if store.carries().pause => {
+				assert!(store.set_paused(&invite.host, &invite.digest, true).unwrap());
+			}
+			_ => (),
+		}
+		if !(3..=4).contains(&index) {
+			expected.push((invite.created_at, invite.digest));
+		}
+	}
+	store.create(&sample("example.net", "elsewhere")).unwrap();
+	expected.sort();
+	let newest_first: Vec<_> = expected.into_iter().rev().map(|(_, digest)| digest).collect();
+	assert_eq!(
+		whole_shelf(store, Shelf::Open, NOW + 1000),
+		newest_first,
+		"expired ones that nobody noted too"
+	);
+}
+
+pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(store: &dyn InviteStore) {
+	if !store.carries().history {
+		return;
+	}
+	let expiring = |token, expires| Invite { expires: Some(expires), ..account(token) };
+	let [used, revoked, noted, unnoted, open] = [
+		expiring("used", NOW + 1000),
+		expiring("revoked", NOW + 1000),
+		expiring("noted", NOW + 20),
+		expiring("unnoted", NOW + 25),
+		expiring("open", NOW + 99),
+	];
+	for invite in [&used, &revoked, &noted, &unnoted, &open] {
+		store.create(invite).unwrap();
+	}
+	let claim = claim(&used, Purpose::Account, "bob", NOW + 30);
+	store.redeem_at_once(&claim, None, NOW + 30).unwrap().unwrap();
+	store.revoke(&revoked.host, &revoked.digest, None, None, NOW + 22).unwrap().unwrap();
+	assert_eq!(store.end_expired("example.com", 10, NOW + 25).unwrap().len(), 1);
+	let expected = [&used, &unnoted, &revoked, &noted].map(|invite| invite.digest);
+	assert_eq!(whole_shelf(store, Shelf::History, NOW + 99), expected);
+	assert!(!whole_shelf(store, Shelf::History, NOW + 25).contains(&unnoted.digest));
+}
+
+pub(crate) fn open_invites_are_counted_in_pages(store: &dyn InviteStore) {
+	for index in 0..7 {
+		store.create(&account(&format!("t{index}"))).unwrap();
+	}
+	assert!(redeem_once(store, &account("t0")));
+	let (first, after) = store.count_open("example.com", &Position::START, 4).unwrap();
+	let (second, end) = store.count_open("example.com", &after.unwrap(), 4).unwrap();
+	assert_eq!((first, second, end), (4, 2, None));
+	assert_eq!(store.count_open("example.net", &Position::START, 4).unwrap(), (0, None));
+}
+
+pub(crate) fn what_is_used_up_or_revoked_keeps_no_secret(store: &dyn InviteStore) {
+	if !store.carries().history {
+		return;
+	}
+	let with_link = |token: &str, max_uses| {
+		let link = Value::text(&format!("https://example.com/?{token}"));
+		let fields = [(Value::text("landing_page"), link)].into_iter().collect();
+		Invite { max_uses: Some(max_uses), fields, ..account(token) }
+	};
+	let [used, revoked, expired, half] =
+		[with_link("used", 1), with_link("revoked", 1), with_link("expired", 1), with_link("half", 2)];
+	for invite in [&used, &revoked, &expired, &half] {
+		store.create(invite).unwrap();
+	}
+	assert!(redeem_once(store, &used) && redeem_once(store, &half));
+	store.revoke(&revoked.host, &revoked.digest, None, None, NOW).unwrap().unwrap();
+	assert_eq!(store.end_expired("example.com", 10, NOW + 61).unwrap().len(), 2);
+	let found = |invite: &Invite| store.find(&invite.host, &invite.digest).unwrap().unwrap();
+	for over in [&used, &revoked] {
+		let found = found(over);
+		assert_eq!(found.token, None);
+		assert_eq!(found.fields.get("landing_page"), Some(&Value::text("https://example.com/?(token)")));
+	}
+	for kept in [&expired, &half] {
+		assert_eq!((found(kept).token, found(kept).fields), (kept.token.clone(), kept.fields.clone()));
+	}
+}
+
+pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(store: &dyn InviteStore) {
+	let [open, expired, used, revoked] = ["open", "expired", "used", "revoked"].map(account);
+	for invite in [&open, &expired, &used, &revoked] {
+		store.create(invite).unwrap();
+	}
+	assert!(redeem_once(store, &used));
+	store.revoke(&revoked.host, &revoked.digest, None, None, NOW).unwrap().unwrap();
+	assert_eq!(store.end_expired("example.com", 10, NOW + 61).unwrap().len(), 2);
+	let extend =
+		|invite: &Invite, expires| store.extend(&invite.host, &invite.digest, expires, NOW + 61).unwrap();
+	for (invite, expires) in [(&open, None), (&expired, Some(NOW + 100))] {
+		let extended = Invite { expires, ..invite.clone() };
+		assert_eq!(extend(invite, expires), Some((extended.clone(), vec![])));
+		assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(extended));
+	}
+	assert_eq!(extend(&used, None), None);
+	assert_eq!(extend(&revoked, None), None);
+	assert_eq!(extend(&account("unknown"), None), None);
+	assert_eq!(store.end_expired("example.com", 10, NOW + 101).unwrap().len(), 1, "it can expire again");
+}
+
+pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn InviteStore) {
+	let (older, newer) = (bound("older", "juliet"), bound("newer", "juliet"));
+	store.create(&older).unwrap();
+	assert_eq!(store.end_expired("example.com", 10, NOW + 61).unwrap().len(), 1);
+	store.create(&Invite { expires: None, ..newer.clone() }).unwrap();
+	let (_, superseded) = store.extend(&older.host, &older.digest, None, NOW + 61).unwrap().unwrap();
+	assert_eq!(superseded.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [newer.digest]);
+	assert!(!redeem_once(store, &newer));
+	assert!(store.find(&older.host, &older.digest).unwrap().unwrap().revoked_at.is_none());
+}
+
+pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims(store: &dyn InviteStore) {
+	if !store.carries().history {
+		return;
+	}
+	let [early, late, claimed, open] = ["early", "late", "claimed", "open"].map(account);
+	for invite in [&early, &late, &claimed, &open] {
+		store.create(invite).unwrap();
+	}
+	let held = claim(&claimed, Purpose::Account, "alice", NOW);
+	store.claim(&held, None, NOW).unwrap().unwrap();
+	store.revoke(&claimed.host, &claimed.digest, None, None, NOW).unwrap().unwrap();
+	for (invite, name, used_at) in [(&early, "bob", NOW), (&late, "eve", NOW + 10)] {
+		let claim = claim(invite, Purpose::Account, name, used_at);
+		store.redeem_at_once(&claim, None, used_at).unwrap().unwrap();
+	}
+	assert_eq!(store.purge("example.net", NOW + 10, 10).unwrap(), 0);
+	assert_eq!(store.purge("example.com", NOW + 10, 10).unwrap(), 1);
+	assert_eq!(store.find(&early.host, &early.digest).unwrap(), None);
+	assert_eq!(store.redemptions(&early.host, &early.digest).unwrap(), []);
+	assert_eq!(store.redemptions(&late.host, &late.digest).unwrap().len(), 1);
+	assert!(matches!(
+		store.redeem(&held.host, &held.digest, &held.nonce, None, NOW + 20).unwrap(),
+		Redeemed::Now(_)
+	));
+	assert_eq!(store.purge("example.com", NOW + 1000, 1).unwrap(), 1);
+	assert_eq!(store.purge("example.com", NOW + 1000, 10).unwrap(), 1);
+	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);
+}
+
+pub(crate) fn looking_at_a_claim_makes_none(store: &dyn InviteStore) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let (alice, bob) =
+		(claim(&invite, Purpose::Account, "alice", NOW), claim(&invite, Purpose::Account, "bob", NOW));
+	let view = store.view(&alice, NOW).unwrap();
+	assert_eq!((view.invite.as_ref(), &view.claims, view.is_reserved), (Some(&invite), &vec![], false));
+	store.claim(&bob, None, NOW).unwrap().unwrap();
+	assert_eq!(store.view(&alice, NOW).unwrap().claims, [bob]);
 }

@@ -2,6 +2,7 @@
 //! [`Backing`] it is a store for what keeps rows but knows no transactions: it holds all invites and writes each change
 //! through.
 
+use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::listing::{Position, Shelf};
 use crate::redemption::{
 	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
 };
@@ -98,6 +100,7 @@ enum Undo {
 	Invite(InviteKey, Option<Invite>),
 	Claim(ClaimKey, Option<Claim>),
 	Redemption,
+	Redemptions(Vec<(String, Digest, Redemption)>),
 }
 
 impl Default for MemoryStore {
@@ -179,6 +182,7 @@ impl Content {
 				Undo::Claim(key, Some(claim)) => drop(self.claims.insert(key, claim)),
 				Undo::Claim(key, None) => drop(self.claims.remove(&key)),
 				Undo::Redemption => drop(self.redemptions.pop()),
+				Undo::Redemptions(removed) => self.redemptions.extend(removed),
 			}
 		}
 	}
@@ -209,7 +213,7 @@ impl Content {
 			let key = match step {
 				Undo::Invite(key, _) => key,
 				Undo::Claim(_, Some(claim)) => (claim.host, claim.digest),
-				Undo::Claim(_, None) | Undo::Redemption => continue,
+				Undo::Claim(_, None) | Undo::Redemption | Undo::Redemptions(_) => continue,
 			};
 			let is_claimed =
 				|| self.claims.values().any(|claim| claim.host == key.0 && claim.digest == key.1);
@@ -241,7 +245,7 @@ impl Content {
 		let mut retired = Vec::new();
 		for digest in picked {
 			if let Some(invite) = self.invite_mut(host, &digest)
-				&& invite.revoke(Some(why), now)
+				&& invite.revoke(Some(why), None, now)
 			{
 				retired.push(invite.clone());
 			}
@@ -265,6 +269,27 @@ impl Content {
 		self.undo.push(Undo::Invite(place.key().clone(), None));
 		place.insert(invite.clone());
 		true
+	}
+
+	/// Removes an invite with its uses.
+	fn remove(&mut self, host: &str, digest: &Digest) {
+		let key = (host.to_owned(), *digest);
+		if let Some(invite) = self.invites.remove(&key) {
+			self.undo.push(Undo::Invite(key, Some(invite)));
+		}
+		let is_of = |(of, invite, _): &mut (String, Digest, Redemption)| of == host && invite == digest;
+		self.undo.push(Undo::Redemptions(self.redemptions.extract_if(.., is_of).collect()));
+	}
+
+	/// Up to `limit` that come after a position on a shelf.
+	fn shelf(&self, host: &str, shelf: Shelf, after: &Position, limit: u32, now: Timestamp) -> Vec<Invite> {
+		let mut found: Vec<_> = self
+			.of_host(host)
+			.filter_map(|invite| Some((invite.position(shelf, now)?, invite)))
+			.filter(|(position, _)| position < after)
+			.collect();
+		found.sort_by_key(|(position, _)| Reverse(*position));
+		found.into_iter().take(at_most(limit)).map(|(_, invite)| invite.clone()).collect()
 	}
 
 	fn put_claim(&mut self, claim: Claim) {
@@ -299,7 +324,7 @@ impl Content {
 	) -> Vec<Invite> {
 		self.of_host(host)
 			.filter(|invite| which(invite) && after.is_none_or(|after| invite.digest > *after))
-			.take(limit.try_into().unwrap_or(usize::MAX))
+			.take(at_most(limit))
 			.cloned()
 			.collect()
 	}
@@ -360,6 +385,10 @@ impl Content {
 		redemptions.sort_by_key(|redemption| (redemption.used_at, redemption.nonce));
 		redemptions
 	}
+}
+
+fn at_most(limit: u32) -> usize {
+	limit.try_into().unwrap_or(usize::MAX)
 }
 
 /// What is left of an invite in a store that carries so much.
@@ -511,6 +540,10 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		})
 	}
 
+	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
+		self.read(&claim.host, |content| content.view(claim, now))
+	}
+
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
 		self.read(host, |content| View {
 			claims_on_name: content.claims_on_name(host, username),
@@ -524,11 +557,12 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		host: &str,
 		digest: &Digest,
 		why: Option<&str>,
+		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, StoreError> {
 		self.change(host, |content| {
 			let invite = content.invite_mut(host, digest);
-			Ok(invite.and_then(|invite| invite.revoke(why, now).then(|| invite.clone())))
+			Ok(invite.and_then(|invite| invite.revoke(why, by, now).then(|| invite.clone())))
 		})
 	}
 
@@ -554,14 +588,33 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		})
 	}
 
+	fn extend(
+		&self,
+		host: &str,
+		digest: &Digest,
+		expires: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError> {
+		self.change(host, |content| {
+			let invite = content.invite_mut(host, digest);
+			let extended = invite.and_then(|invite| invite.extend(expires).then(|| invite.clone()));
+			let Some(extended) = extended else {
+				return Ok(None);
+			};
+			let which = |other: &Invite| other.digest != *digest && supersedes(&extended, other);
+			let superseded = content.retire(host, &which, super::SUPERSEDED, now);
+			Ok(Some((extended, superseded)))
+		})
+	}
+
 	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
 		self.change(host, |content| {
 			let mut due = content.digests(host, |invite| invite.ended_at.is_none() && invite.is_expired(now));
-			due.truncate(limit.try_into().unwrap_or(usize::MAX));
+			due.truncate(at_most(limit));
 			let mut ended = Vec::new();
 			for digest in due {
 				if let Some(invite) = content.invite_mut(host, &digest) {
-					invite.ended_at = Some(now);
+					invite.ended_at = invite.expires;
 					ended.push(invite.clone());
 				}
 			}
@@ -576,6 +629,45 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		limit: u32,
 	) -> Result<Vec<Invite>, StoreError> {
 		self.read(host, |content| content.page(host, after, limit, |invite| invite.ended_at.is_none()))
+	}
+
+	fn shelf(
+		&self,
+		host: &str,
+		shelf: Shelf,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.read(host, |content| content.shelf(host, shelf, after, limit, now))
+	}
+
+	fn count_open(
+		&self,
+		host: &str,
+		after: &Position,
+		limit: u32,
+	) -> Result<(u32, Option<Position>), StoreError> {
+		// What is open depends on no moment.
+		let page = self.shelf(host, Shelf::Open, after, limit, Timestamp::MIN)?;
+		let count = u32::try_from(page.len()).unwrap_or(u32::MAX);
+		let last = page.last().filter(|_| count == limit);
+		Ok((count, last.and_then(|invite| invite.position(Shelf::Open, Timestamp::MIN))))
+	}
+
+	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+		self.change(host, |content| {
+			let is_claimed = |digest: &Digest| {
+				content.claims.values().any(|claim| claim.host == host && claim.digest == *digest)
+			};
+			let is_over = |invite: &Invite| invite.ended_at.is_some_and(|ended_at| ended_at < before);
+			let mut over = content.digests(host, |invite| is_over(invite) && !is_claimed(&invite.digest));
+			over.truncate(at_most(limit));
+			for digest in &over {
+				content.remove(host, digest);
+			}
+			Ok(u32::try_from(over.len()).unwrap_or(u32::MAX))
+		})
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {

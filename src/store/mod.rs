@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::listing::{Position, Shelf};
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce};
 
@@ -190,6 +191,12 @@ pub trait InviteStore {
 	/// When the storage fails.
 	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError>;
 
+	/// What [`decide`](crate::redemption::decide) needs to know of a claim, which is not made.
+	///
+	/// # Errors
+	/// When the storage fails, or what it holds is damaged.
+	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError>;
+
 	/// What [`decide_name`](crate::redemption::decide_name) needs to know of a username.
 	///
 	/// # Errors
@@ -206,6 +213,7 @@ pub trait InviteStore {
 		host: &str,
 		digest: &Digest,
 		why: Option<&str>,
+		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, StoreError>;
 
@@ -228,7 +236,21 @@ pub trait InviteStore {
 	/// When the storage fails; [`StoreError::Unsupported`] where the store does not carry [`Carries::pause`].
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError>;
 
-	/// Marks up to `limit` invites that have expired as ended, and returns them. Each is returned once.
+	/// Moves the end of an invite's validity, where [`Invite::extend`] lets it. Since one that had expired is good again by
+	/// it, those that it [`supersedes`](crate::redemption::supersedes) are revoked. The invite as it then is, and those that
+	/// were revoked; `None` if there is no such invite, or it was used up or revoked before.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn extend(
+		&self,
+		host: &str,
+		digest: &Digest,
+		expires: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError>;
+
+	/// Marks up to `limit` invites that have expired as ended when they expired, and returns them. Each is returned once.
 	///
 	/// # Errors
 	/// When the storage fails, or what it holds is damaged.
@@ -241,6 +263,40 @@ pub trait InviteStore {
 	/// When the storage fails, or what it holds is damaged.
 	fn open_invites(&self, host: &str, after: Option<&Digest>, limit: u32)
 	-> Result<Vec<Invite>, StoreError>;
+
+	/// Up to `limit` invites that have a [position](Invite::position) on the shelf after this one, in descending order of
+	/// their positions. Fewer than `limit` means: these were the last. Reads no more than it returns, however many the host
+	/// has.
+	///
+	/// # Errors
+	/// When the storage fails, or what it holds is damaged.
+	fn shelf(
+		&self,
+		host: &str,
+		shelf: Shelf,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError>;
+
+	/// How many invites the open shelf has after this position, counting up to `limit`; and where to go on counting, unless
+	/// those were the last.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn count_open(
+		&self,
+		host: &str,
+		after: &Position,
+		limit: u32,
+	) -> Result<(u32, Option<Position>), StoreError>;
+
+	/// Removes up to `limit` invites that ended before `before` and on which there is no claim, with their uses. How many;
+	/// fewer than `limit` means: there are no more.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError>;
 
 	/// Every use of an invite, in the order in which they were made (of two in one second, in that of their nonces). None
 	/// where the store does not carry [`Carries::history`].

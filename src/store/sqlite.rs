@@ -9,6 +9,7 @@
 
 pub mod backup;
 mod check;
+mod checkpoint;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -23,16 +24,20 @@ use rusqlite::{
 	Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, named_params,
 };
 
+use self::checkpoint::Checkpointer;
 use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::listing::{Position, Shelf};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
-const MIGRATIONS: [&str; 1] = [include_str!("sqlite/1_invites.sql")];
+/// Public for the benchmark, which gives its bare SQLite the same.
+pub const MIGRATIONS: [&str; 2] =
+	[include_str!("sqlite/1_invites.sql"), include_str!("sqlite/2_history.sql")];
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("sqlite/connection.sql");
@@ -45,9 +50,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
-	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, ended_at, fields) VALUES (:host, :digest, \
-	:token, :type, :kind, :username, :allow_registration, :created_at, :expires, :max_uses, :uses, :paused, \
-	:revoked_at, :revoked_why, :ended_at, :fields)";
+	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields) VALUES (:host, \
+	:digest, :token, :type, :kind, :username, :allow_registration, :created_at, :expires, :max_uses, :uses, :paused, \
+	:revoked_at, :revoked_why, :revoked_by, :ended_at, :fields)";
 
 static IMPORT: LazyLock<String> = LazyLock::new(|| format!("{CREATE} ON CONFLICT DO NOTHING"));
 
@@ -55,14 +60,35 @@ static IMPORT: LazyLock<String> = LazyLock::new(|| format!("{CREATE} ON CONFLICT
 pub const FIND: &str = "SELECT * FROM invite WHERE host = :host AND digest = :digest";
 
 /// Writes back what can change of an invite.
-const UPDATE: &str = "UPDATE invite SET uses = :uses, paused = :paused, revoked_at = :revoked_at, \
-	revoked_why = :revoked_why, ended_at = :ended_at WHERE host = :host AND digest = :digest";
+const UPDATE: &str = "UPDATE invite SET token = :token, expires = :expires, uses = :uses, paused = :paused, \
+	revoked_at = :revoked_at, revoked_why = :revoked_why, revoked_by = :revoked_by, ended_at = :ended_at, \
+	fields = :fields WHERE host = :host AND digest = :digest";
 
 const OPEN_INVITES: &str = "SELECT * FROM invite WHERE host = :host AND digest > :after AND ended_at IS NULL \
 	ORDER BY digest LIMIT :limit";
 
 const ALL_INVITES: &str =
 	"SELECT * FROM invite WHERE host = :host AND digest > :after ORDER BY digest LIMIT :limit";
+const OPEN_SHELF: &str = "SELECT * FROM invite WHERE host = :host AND ended_at IS NULL \
+	AND (created_at, digest) < (:at, :digest) ORDER BY created_at DESC, digest DESC LIMIT :limit";
+
+/// What has ended and what is about to be noted as expired, merged from two indexes.
+const HISTORY_SHELF: &str = "SELECT *, ended_at AS over_at FROM invite WHERE host = :host AND ended_at IS NOT NULL \
+	AND (ended_at, digest) < (:at, :digest) \
+	UNION ALL SELECT *, expires AS over_at FROM invite WHERE host = :host AND ended_at IS NULL AND expires < :now \
+	AND (expires, digest) < (:at, :digest) \
+	ORDER BY over_at DESC, digest DESC LIMIT :limit";
+
+const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = :host AND ended_at IS NULL \
+	AND (created_at, digest) < (:at, :digest) ORDER BY created_at DESC, digest DESC LIMIT :limit";
+
+/// The invites that are to be purged.
+const OVER: &str = "SELECT digest FROM invite WHERE host = :host AND ended_at < :before \
+	AND digest NOT IN (SELECT digest FROM claim WHERE host = :host) ORDER BY ended_at LIMIT :limit";
+
+const PURGE: &str = "DELETE FROM invite WHERE host = :host AND digest = :digest";
+
+const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = :host AND digest = :digest";
 
 const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
@@ -110,6 +136,8 @@ pub struct SqliteStore {
 #[derive(Debug)]
 struct Opened {
 	connection: Connection,
+	/// Dropped after the connection, which wakes it.
+	_checkpointer: Checkpointer,
 	/// Who opened it: not to be used by a child of that process.
 	process: u32,
 	/// Which file it is, whatever lies under its name later: device and inode.
@@ -154,9 +182,16 @@ impl SqliteStore {
 		let current = match &mut *opened {
 			Some(current) => current,
 			none => {
-				let connection = self.open()?;
+				let mut connection = self.open()?;
+				let checkpointer = Checkpointer::attach(&mut connection, &self.path)
+					.map_err(|error| self.explain("opening", error))?;
 				let file = self.file().map_err(|error| self.unavailable("cannot be looked at", error))?;
-				none.insert(Opened { connection, process: std::process::id(), file })
+				none.insert(Opened {
+					connection,
+					_checkpointer: checkpointer,
+					process: std::process::id(),
+					file,
+				})
 			}
 		};
 		if current.process != std::process::id() {
@@ -437,9 +472,14 @@ fn read_invite(row: &Row<'_>) -> Result<Invite, Trouble> {
 		paused: row.get("paused")?,
 		revoked_at: row.get("revoked_at")?,
 		revoked_why: row.get("revoked_why")?,
+		revoked_by: row.get("revoked_by")?,
 		ended_at: row.get("ended_at")?,
 		fields,
 	})
+}
+
+fn read_digest(row: &Row<'_>) -> Result<Digest, Trouble> {
+	Ok(Digest::from_bytes(row.get("digest")?))
 }
 
 fn read_purpose(row: &Row<'_>, digest: &Digest) -> Result<Purpose, Trouble> {
@@ -486,13 +526,16 @@ fn all<T>(
 	Ok(found)
 }
 
+fn encode_fields(invite: &Invite) -> Result<Option<String>, Trouble> {
+	if invite.fields.is_empty() {
+		return Ok(None);
+	}
+	let encoded = Value::Table(invite.fields.clone()).encode();
+	Ok(Some(encoded.map_err(|error| damaged(&invite.digest, error))?))
+}
+
 /// Stores an invite by `statement`; whether it did.
 fn insert(connection: &Connection, statement: &str, invite: &Invite) -> Result<bool, Trouble> {
-	let fields = if invite.fields.is_empty() {
-		None
-	} else {
-		Some(Value::Table(invite.fields.clone()).encode().map_err(|error| damaged(&invite.digest, error))?)
-	};
 	let inserted = connection.prepare_cached(statement)?.execute(named_params! {
 		":host": invite.host,
 		":digest": invite.digest.as_bytes(),
@@ -508,8 +551,9 @@ fn insert(connection: &Connection, statement: &str, invite: &Invite) -> Result<b
 		":paused": invite.paused,
 		":revoked_at": invite.revoked_at,
 		":revoked_why": invite.revoked_why,
+		":revoked_by": invite.revoked_by,
 		":ended_at": invite.ended_at,
-		":fields": fields,
+		":fields": encode_fields(invite)?,
 	})?;
 	Ok(inserted == 1)
 }
@@ -524,11 +568,15 @@ fn update(connection: &Connection, invite: &Invite) -> Result<(), Trouble> {
 	connection.prepare_cached(UPDATE)?.execute(named_params! {
 		":host": invite.host,
 		":digest": invite.digest.as_bytes(),
+		":token": invite.token.as_ref().map(Token::reveal),
+		":expires": invite.expires,
 		":uses": invite.uses,
 		":paused": invite.paused,
 		":revoked_at": invite.revoked_at,
 		":revoked_why": invite.revoked_why,
+		":revoked_by": invite.revoked_by,
 		":ended_at": invite.ended_at,
+		":fields": encode_fields(invite)?,
 	})?;
 	Ok(())
 }
@@ -549,7 +597,7 @@ fn retire(
 ) -> Result<Vec<Invite>, Trouble> {
 	let mut retired = Vec::new();
 	for mut invite in open_invites_of_user(connection, host, username)? {
-		if which(&invite) && invite.revoke(Some(why), now) {
+		if which(&invite) && invite.revoke(Some(why), None, now) {
 			update(connection, &invite)?;
 			retired.push(invite);
 		}
@@ -800,6 +848,14 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
+	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
+		self.with("looking at an invite", |connection| {
+			// Several reads that have to fit together.
+			let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Deferred)?;
+			view(&transaction, claim, now)
+		})
+	}
+
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
 		self.with("looking a username up", |connection| {
 			let claims = all(connection, CLAIMS, named_params! { ":host": host }, read_claim)?;
@@ -812,13 +868,14 @@ impl InviteStore for SqliteStore {
 		host: &str,
 		digest: &Digest,
 		why: Option<&str>,
+		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, StoreError> {
 		self.change("revoking an invite", |connection| {
 			let Some(mut invite) = find(connection, host, digest)? else {
 				return Ok(None);
 			};
-			if !invite.revoke(why, now) {
+			if !invite.revoke(why, by, now) {
 				return Ok(None);
 			}
 			update(connection, &invite)?;
@@ -859,6 +916,30 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
+	fn extend(
+		&self,
+		host: &str,
+		digest: &Digest,
+		expires: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError> {
+		self.change("extending an invite", |connection| {
+			let Some(mut invite) = find(connection, host, digest)? else {
+				return Ok(None);
+			};
+			if !invite.extend(expires) {
+				return Ok(None);
+			}
+			let mut superseded = Vec::new();
+			if let Some(username) = &invite.username {
+				let which = |other: &Invite| other.digest != *digest && supersedes(&invite, other);
+				superseded = retire(connection, host, username, &which, super::SUPERSEDED, now)?;
+			}
+			update(connection, &invite)?;
+			Ok(Some((invite, superseded)))
+		})
+	}
+
 	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
 		let doing = "ending expired invites";
 		let params = named_params! { ":host": host, ":now": now, ":limit": limit };
@@ -870,7 +951,7 @@ impl InviteStore for SqliteStore {
 		self.change(doing, |connection| {
 			let mut ended = due(connection)?;
 			for invite in &mut ended {
-				invite.ended_at = Some(now);
+				invite.ended_at = invite.expires;
 				update(connection, invite)?;
 			}
 			Ok(ended)
@@ -884,6 +965,76 @@ impl InviteStore for SqliteStore {
 		limit: u32,
 	) -> Result<Vec<Invite>, StoreError> {
 		self.with("listing invites", |connection| page(connection, OPEN_INVITES, host, after, limit))
+	}
+
+	fn shelf(
+		&self,
+		host: &str,
+		shelf: Shelf,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.with("listing invites", |connection| {
+			let (at, digest) = (after.at, after.digest.as_bytes());
+			match shelf {
+				Shelf::Open => {
+					let params =
+						named_params! { ":host": host, ":at": at, ":digest": digest, ":limit": limit };
+					all(connection, OPEN_SHELF, params, read_invite)
+				}
+				Shelf::History => {
+					let params = named_params! {
+						":host": host, ":at": at, ":digest": digest, ":limit": limit, ":now": now
+					};
+					all(connection, HISTORY_SHELF, params, read_invite)
+				}
+			}
+		})
+	}
+
+	fn count_open(
+		&self,
+		host: &str,
+		after: &Position,
+		limit: u32,
+	) -> Result<(u32, Option<Position>), StoreError> {
+		self.with("counting invites", |connection| {
+			let mut statement = connection.prepare_cached(COUNT_OPEN)?;
+			let mut rows = statement.query(named_params! {
+				":host": host, ":at": after.at, ":digest": after.digest.as_bytes(), ":limit": limit
+			})?;
+			let (mut count, mut last) = (0, None);
+			while let Some(row) = rows.next()? {
+				count += 1;
+				if count == limit {
+					let digest = Digest::from_bytes(row.get("digest")?);
+					last = Some(Position { at: row.get("created_at")?, digest });
+				}
+			}
+			Ok((count, last))
+		})
+	}
+
+	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+		let doing = "purging invites";
+		let params = named_params! { ":host": host, ":before": before, ":limit": limit };
+		let over = |connection: &Connection| all(connection, OVER, params, read_digest);
+		// Nearly always there is none, and looking for them needs no lock.
+		if self.with(doing, |connection| Ok(over(connection)?.is_empty()))? {
+			return Ok(0);
+		}
+		self.change(doing, |connection| {
+			let digests = over(connection)?;
+			for digest in &digests {
+				for statement in [PURGE_REDEMPTIONS, PURGE] {
+					connection
+						.prepare_cached(statement)?
+						.execute(named_params! { ":host": host, ":digest": digest.as_bytes() })?;
+				}
+			}
+			Ok(u32::try_from(digests.len()).unwrap_or(u32::MAX))
+		})
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {

@@ -195,6 +195,7 @@ impl Invitation {
 			paused: false,
 			revoked_at: None,
 			revoked_why: None,
+			revoked_by: None,
 			ended_at: is_used.then_some(created_at),
 			fields: fields.into_iter().collect::<Table>(),
 		};

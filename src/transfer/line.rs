@@ -45,6 +45,8 @@ pub(super) struct Line {
 	#[serde(default, skip_serializing_if = "Option::is_none")]
 	revoked_why: Option<String>,
 	#[serde(default, skip_serializing_if = "Option::is_none")]
+	revoked_by: Option<String>,
+	#[serde(default, skip_serializing_if = "Option::is_none")]
 	ended_at: Option<Timestamp>,
 	/// `additional_data`, `landing_page` and so on, as in [`crate::value`].
 	#[serde(default, skip_serializing_if = "Table::is_empty")]
@@ -94,6 +96,7 @@ impl From<Record> for Line {
 			paused: invite.paused,
 			revoked_at: invite.revoked_at,
 			revoked_why: invite.revoked_why,
+			revoked_by: invite.revoked_by,
 			ended_at: invite.ended_at,
 			fields: invite.fields,
 			redemptions: redemptions.into_iter().map(Use::from).collect(),
@@ -175,6 +178,7 @@ impl Line {
 			paused: self.paused,
 			revoked_at: self.revoked_at,
 			revoked_why: self.revoked_why,
+			revoked_by: self.revoked_by,
 			ended_at: self.ended_at,
 			fields: self.fields,
 		};

@@ -370,7 +370,7 @@ fn a_lock_held_too_long_is_an_error_of_its_own_and_passes() {
 	store.create(&invite).unwrap();
 	let other = Connection::open(&path).unwrap();
 	other.execute_batch("BEGIN IMMEDIATE").unwrap();
-	let error = store.revoke(&invite.host, &invite.digest, None, 1).unwrap_err();
+	let error = store.revoke(&invite.host, &invite.digest, None, None, 1).unwrap_err();
 	assert!(error.to_string().contains("locked by another process"), "{error}");
 	assert!(store.find(&invite.host, &invite.digest).is_ok(), "reading needs no lock");
 	other.execute_batch("COMMIT").unwrap();
@@ -406,4 +406,51 @@ fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts(
 	store.create(&new).unwrap();
 	assert_eq!(SqliteStore::new(&path, LOCK_WAIT).find(&new.host, &new.digest).unwrap(), Some(new));
 	drop(scratch);
+}
+
+fn log_size(path: &Path) -> u64 {
+	std::fs::metadata(format!("{}-wal", path.display())).map_or(0, |log| log.len())
+}
+
+#[test]
+fn a_long_log_is_moved_into_the_database_beside_the_commits_and_has_a_bound() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let page = 4096 + 24; // with its header in the log
+	let (wake_at, bound) = (page * checkpoint::PAGES, 2 * page * checkpoint::MAX_PAGES);
+	let mut largest = 0;
+	// One batch is about two hundred pages.
+	for batch in 0..60 {
+		let invites: Vec<_> =
+			(0..200).map(|index| sample("example.com", &format!("{batch} {index}")).into()).collect();
+		store.import(&invites).unwrap();
+		largest = largest.max(log_size(&path));
+	}
+	assert!(largest > u64::try_from(wake_at).unwrap(), "the test writes too little to show anything");
+	assert!(largest < u64::try_from(bound).unwrap(), "{largest}");
+	let deadline = std::time::Instant::now() + LOCK_WAIT;
+	loop {
+		let other = Connection::open(&path).unwrap();
+		let (log, moved): (i32, i32) =
+			other.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| Ok((row.get(1)?, row.get(2)?))).unwrap();
+		if log - moved < checkpoint::PAGES {
+			break;
+		}
+		assert!(std::time::Instant::now() < deadline, "{moved} of {log}");
+		std::thread::yield_now();
+	}
+}
+
+#[test]
+fn the_last_to_close_leaves_a_whole_file_and_no_log() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	for batch in 0..10 {
+		let invites: Vec<_> =
+			(0..200).map(|index| sample("example.com", &format!("{batch} {index}")).into()).collect();
+		store.import(&invites).unwrap();
+	}
+	assert!(log_size(&path) > 0);
+	drop(store);
+	assert!(!Path::new(&format!("{}-wal", path.display())).exists());
 }

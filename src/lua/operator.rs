@@ -1,0 +1,323 @@
+//! What an operator sees and does: the rest of the methods of [`Handle`].
+//!
+//! | method | returns |
+//! | --- | --- |
+//! | `resolve(named)` | what stands for the invite as a `token` elsewhere; `named` is its token, or at least six digits of its id |
+//! | `save_all(pairs)` | list of summaries; a pair is `{ table, draft }`, of an invite that is bound to no username |
+//! | `show(token)` | summary, with `redemptions`, a list of `{ used_at, purpose, invitee, source }` |
+//! | `show_text(token, { json, show_token, width })` | the same for people or programs, and the link if it is shown |
+//! | `list(filter, after)` | list of summaries, and what to pass as `after` for more, if there is more |
+//! | `list_text(filter, { json, show_token, width }, after, limit, has_header)` | lines, `after` as above, and how many invites they are; unless it has its header already, the first line is one |
+//! | `place(token, shelf)` | what to pass as `after` to go on after this invite |
+//! | `stats_text { json, width }` | lines |
+//! | `set_paused(token, is_paused)` | `true`, or `false` if it has ended or was so already |
+//! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
+//! | `purge(age)` | how many invites were removed, and whether there may be more |
+//! | `why { token, purpose, invitee, depends_on }` | `true` if the attempt would succeed; nothing is changed |
+//! | `count_open(after)` | how many invites have not ended in the next piece of them, and `after` as above |
+//!
+//! A `filter` is `{ shelf, state, kind, inviter, text }`; without a `shelf` (`"open"` or `"history"`) it follows from
+//! the state. A page is one piece of the store, so it may hold fewer invites than there are to come, or none.
+
+use mlua::{BString, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
+
+use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl};
+use super::table::{redemptions, summary};
+use super::{Failure, Outcome, outcome};
+use crate::clock::{self, Timestamp};
+use crate::error::InviteError;
+use crate::invite::{Invite, Kind};
+use crate::lifecycle::State;
+use crate::listing::{Filter, Position, Shelf};
+use crate::render::{self, Detail, Listing, Stats};
+use crate::token::Digest;
+
+/// Invites in one page of a listing: a millisecond or two.
+const PAGE: u32 = 500;
+
+/// Invites that are counted at once: less than a millisecond.
+const COUNTED: u32 = 10_000;
+
+/// Invites that are purged in one transaction.
+const PURGED: u32 = 50;
+
+/// Columns below which nothing fits.
+const MIN_WIDTH: u16 = 20;
+
+/// Lines to print, where the next page begins, and how many invites are in them.
+type TextPage = (BString, Option<BString>, u32);
+
+/// Its arguments.
+type ListText = (Table, Table, Option<BString>, Option<u32>, bool);
+
+impl Handle {
+	fn resolve(&self, named: &Value) -> Result<Key, Failure> {
+		match named {
+			Value::Nil | Value::Boolean(false) => Err(InviteError::NoToken.into()),
+			Value::String(named) => Ok(Key(self.invites.resolve(&named.as_bytes())?)),
+			_ => Err(InviteError::TokenInvalid.into()),
+		}
+	}
+
+	fn save_all(&self, lua: &Lua, pairs: &Table) -> LuaResult<Result<Vec<Table>, Failure>> {
+		let mut invites = Vec::new();
+		for pair in pairs.sequence_values::<Table>() {
+			let pair = pair?;
+			let draft: UserDataRef<Draft> = pair.get(2)?;
+			match self.complete(lua, &pair.get(1)?, &draft)? {
+				Ok((invite, _)) => invites.push(invite.into()),
+				Err(failure) => return Ok(Err(failure)),
+			}
+		}
+		for batch in invites.chunks(IMPORT_BATCH) {
+			if let Err(error) = self.invites.save_all(batch) {
+				return Ok(Err(error.into()));
+			}
+		}
+		let invites = invites.into_iter().map(|record| record.invite).collect();
+		self.summaries(lua, Ok(invites))
+	}
+
+	fn show(&self, lua: &Lua, token: &Value) -> LuaResult<Result<Table, Failure>> {
+		let found = digest(token)
+			.and_then(|digest| Ok((self.invites.find(&digest)?, self.invites.redemptions(&digest)?)));
+		match found {
+			Ok((invite, used)) => {
+				let table = summary(lua, &invite, &self.bundled.null)?;
+				table.raw_set("redemptions", redemptions(lua, &used)?)?;
+				Ok(Ok(table))
+			}
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn show_text(
+		&self,
+		token: &Value,
+		options: &Table,
+	) -> LuaResult<Result<(String, Option<String>), Failure>> {
+		let (is_json, width) = (options.get("json")?, read_width(options)?);
+		let show_token = options.get("show_token")?;
+		let now = clock::now();
+		let shown = || -> Result<_, Failure> {
+			let digest = digest(token)?;
+			let invite = self.invites.find(&digest)?;
+			let used = self.invites.redemptions(&digest)?;
+			let detail = Detail { show_token, redemptions: Some(&used) };
+			let text = if is_json {
+				as_line(render::json(&invite, detail, now))?
+			} else {
+				render::text(&invite, detail, now, width)
+			};
+			Ok((text, if show_token { render::link(&invite) } else { None }))
+		};
+		Ok(shown())
+	}
+
+	fn page(
+		&self,
+		filter: &Table,
+		after: Option<&BString>,
+	) -> LuaResult<Result<(Vec<Invite>, Shelf, Option<Position>), Failure>> {
+		let (filter, shelf) = match read_filter(filter)? {
+			Ok(read) => read,
+			Err(failure) => return Ok(Err(failure)),
+		};
+		let page = || {
+			let after = after.map_or(Ok(Position::START), read_position)?;
+			let (page, next) = self.invites.list(&filter, shelf, &after, PAGE, clock::now())?;
+			Ok((page, shelf, next))
+		};
+		Ok(page())
+	}
+
+	fn list(
+		&self,
+		lua: &Lua,
+		filter: &Table,
+		after: Option<&BString>,
+	) -> LuaResult<Result<(Vec<Table>, Option<BString>), Failure>> {
+		match self.page(filter, after)? {
+			Ok((page, _, next)) => Ok(self
+				.summaries(lua, Ok(page))?
+				.map(|summaries| (summaries, next.as_ref().map(write_position)))),
+			Err(failure) => Ok(Err(failure)),
+		}
+	}
+
+	fn list_text(
+		&self,
+		filter: &Table,
+		options: &Table,
+		after: Option<&BString>,
+		limit: Option<u32>,
+		has_header: bool,
+	) -> LuaResult<Result<TextPage, Failure>> {
+		let (is_json, width) = (options.get("json")?, read_width(options)?);
+		let show_token = options.get::<Option<bool>>("show_token")?.unwrap_or(false);
+		let (mut page, shelf, next) = match self.page(filter, after)? {
+			Ok(page) => page,
+			Err(failure) => return Ok(Err(failure)),
+		};
+		page.truncate(limit.unwrap_or(u32::MAX).try_into().unwrap_or(usize::MAX));
+		let now = clock::now();
+		let text = if is_json {
+			let detail = Detail { show_token, redemptions: None };
+			page.iter().map(|invite| as_line(render::json(invite, detail, now))).collect()
+		} else {
+			let listing = Listing::new(shelf, show_token, width);
+			// Nothing stands above nothing.
+			let header = if !has_header && !page.is_empty() { listing.header() } else { String::new() };
+			Ok(header + &listing.page(&page, now))
+		};
+		let shown = u32::try_from(page.len()).unwrap_or(u32::MAX);
+		Ok(text.map(|text: String| (text.into(), next.as_ref().map(write_position), shown)))
+	}
+
+	fn place(&self, token: &Value, shelf: &str) -> Result<BString, Failure> {
+		let invite = self.invites.find(&digest(token)?)?;
+		let position = invite.position(read_shelf(shelf)?, clock::now());
+		// It is on the other shelf.
+		Ok(write_position(&position.ok_or(InviteError::TokenInvalid)?))
+	}
+
+	fn stats_text(&self, options: &Table) -> LuaResult<Result<String, Failure>> {
+		let (is_json, width) = (options.get("json")?, read_width(options)?);
+		let count = || -> Result<_, Failure> {
+			let now = clock::now();
+			let mut stats = Stats::default();
+			for shelf in [Shelf::Open, Shelf::History] {
+				let mut after = Some(Position::START);
+				while let Some(position) = after {
+					let (page, next) = self.invites.list(&Filter::default(), shelf, &position, PAGE, now)?;
+					page.iter().for_each(|invite| stats.add(invite, now));
+					after = next;
+				}
+			}
+			if is_json { as_line(stats.json()) } else { Ok(stats.text(width)) }
+		};
+		Ok(count())
+	}
+
+	fn extend(
+		&self,
+		lua: &Lua,
+		token: &Value,
+		seconds: &Value,
+	) -> LuaResult<Result<(Value, Option<Vec<Table>>), Failure>> {
+		let seconds = match ttl(lua, seconds)? {
+			Ok(seconds) => seconds,
+			Err(failure) => return Ok(Err(failure)),
+		};
+		match digest(token).and_then(|digest| self.invites.extend(&digest, seconds, clock::now())) {
+			Ok(Some((invite, superseded))) => {
+				let extended = Value::Table(summary(lua, &invite, &self.bundled.null)?);
+				Ok(self.summaries(lua, Ok(superseded))?.map(|superseded| (extended, Some(superseded))))
+			}
+			Ok(None) => Ok(Ok((Value::Boolean(false), None))),
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn why(&self, attempt: &Table) -> LuaResult<Result<bool, Failure>> {
+		Ok(self.attempt(attempt)?.and_then(|attempt| {
+			self.invites.why(attempt, clock::now())?;
+			Ok(true)
+		}))
+	}
+
+	fn purge(&self, age: i64) -> Result<(u32, bool), Failure> {
+		let purged = self.invites.purge(age, PURGED, clock::now())?;
+		Ok((purged, purged == PURGED))
+	}
+
+	fn count_open(&self, after: Option<&BString>) -> Result<(u32, Option<BString>), Failure> {
+		let after = after.map_or(Ok(Position::START), read_position)?;
+		let (count, next) = self.invites.count_open(&after, COUNTED)?;
+		Ok((count, next.as_ref().map(write_position)))
+	}
+}
+
+fn as_line(json: Result<String, serde_json::Error>) -> Result<String, Failure> {
+	json.map(|json| json + "\n").map_err(|error| Failure::Misuse(error.to_string()))
+}
+
+/// Terminals claim all kinds of widths.
+fn read_width(options: &Table) -> LuaResult<u16> {
+	let width: i64 = options.get("width")?;
+	Ok(width.clamp(MIN_WIDTH.into(), u16::MAX.into()).try_into().unwrap_or(MIN_WIDTH))
+}
+
+fn read_shelf(word: &str) -> Result<Shelf, Failure> {
+	Shelf::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no shelf")))
+}
+
+fn read_filter(table: &Table) -> LuaResult<Result<(Filter, Shelf), Failure>> {
+	let state: Option<String> = table.get("state")?;
+	let kind: Option<String> = table.get("kind")?;
+	let shelf: Option<String> = table.get("shelf")?;
+	let (inviter, text) = (table.get("inviter")?, table.get("text")?);
+	let read = || {
+		let state = state
+			.map(|word| {
+				State::from_word(&word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no state")))
+			})
+			.transpose()?;
+		let kind = kind
+			.map(|word| {
+				Kind::from_stored(&word)
+					.ok_or_else(|| Failure::Misuse(format!("{word:?} is no kind of invite")))
+			})
+			.transpose()?;
+		let filter = Filter { state, kind, inviter, text };
+		let shelf = shelf.map_or_else(|| Ok(filter.shelf()), |word| read_shelf(&word))?;
+		Ok((filter, shelf))
+	};
+	Ok(read())
+}
+
+fn write_position(position: &Position) -> BString {
+	let mut bytes = position.at.to_be_bytes().to_vec();
+	bytes.extend(position.digest.as_bytes());
+	bytes.into()
+}
+
+fn read_position(bytes: &BString) -> Result<Position, Failure> {
+	let read = || {
+		let (at, digest) = bytes.split_first_chunk::<8>()?;
+		let digest = <[u8; 32]>::try_from(digest).ok()?;
+		Some(Position { at: Timestamp::from_be_bytes(*at), digest: Digest::from_bytes(digest) })
+	};
+	read().ok_or_else(|| Failure::Misuse("this is not where a page ends".to_owned()))
+}
+
+pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
+	methods.add_method("resolve", |_, this, named: Value| Ok(Outcome(this.resolve(&named))));
+	methods.add_method("save_all", |lua, this, pairs: Table| outcome(this.save_all(lua, &pairs)));
+	methods.add_method("show", |lua, this, token: Value| outcome(this.show(lua, &token)));
+	methods.add_method("show_text", |_, this, (token, options): (Value, Table)| {
+		outcome(this.show_text(&token, &options))
+	});
+	methods.add_method("list", |lua, this, (filter, after): (Table, Option<BString>)| {
+		outcome(this.list(lua, &filter, after.as_ref()))
+	});
+	methods.add_method("list_text", |_, this, (filter, options, after, limit, has_header): ListText| {
+		outcome(this.list_text(&filter, &options, after.as_ref(), limit, has_header))
+	});
+	methods.add_method("place", |_, this, (token, shelf): (Value, String)| {
+		Ok(Outcome(this.place(&token, &shelf)))
+	});
+	methods.add_method("stats_text", |_, this, options: Table| outcome(this.stats_text(&options)));
+	methods.add_method("set_paused", |_, this, (token, paused): (Value, bool)| {
+		let changed = digest(&token).and_then(|digest| this.invites.set_paused(&digest, paused));
+		Ok(Outcome(changed.map_err(Failure::from)))
+	});
+	methods.add_method("extend", |lua, this, (token, ttl): (Value, Value)| {
+		outcome(this.extend(lua, &token, &ttl))
+	});
+	methods.add_method("purge", |_, this, age: i64| Ok(Outcome(this.purge(age))));
+	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
+	methods.add_method("count_open", |_, this, after: Option<BString>| {
+		Ok(Outcome(this.count_open(after.as_ref())))
+	});
+}
