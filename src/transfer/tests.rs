@@ -69,7 +69,7 @@ fn varied(store: &dyn InviteStore) {
 	redeem(&claim(&used, Purpose::Account, "romeo", NOW), NOW);
 	redeem(&claim(&several, Purpose::Account, "b", NOW), NOW + 1);
 	redeem(&Claim { invitee: None, ..claim(&several, Purpose::Account, "", NOW) }, NOW);
-	store.revoke(HOST, &revoked.digest, Some("a \"reason\""), NOW).unwrap().unwrap();
+	store.revoke(HOST, &revoked.digest, Some("a \"reason\""), Some("me"), NOW).unwrap().unwrap();
 	assert!(store.set_paused(HOST, &paused.digest, true).unwrap());
 	assert_eq!(store.end_expired(HOST, 1, NOW + 100).unwrap().len(), 1);
 }
@@ -92,7 +92,8 @@ fn export_import_export_gives_the_same_bytes_between_all_stores() {
 #[test]
 fn a_line_is_readable() {
 	let store = MemoryStore::default();
-	let invite = Invite { invite_type: Type::Register, username: None, ..sample(HOST, "t") };
+	let invite =
+		Invite { invite_type: Type::Register, username: None, max_uses: Some(2), ..sample(HOST, "t") };
 	store.create(&invite).unwrap();
 	store
 		.redeem_at_once(&claim(&invite, Purpose::Account, "romeo", NOW), Some("test"), NOW)
@@ -103,7 +104,7 @@ fn a_line_is_readable() {
 	let expected = format!(
 		concat!(
 			r#"{{"host":"example.com","token":"t","type":"register","allow_registration":true,"created_at":1700000000,"#,
-			r#""expires":1700000060,"max_uses":1,"uses":1,"ended_at":1700000000,"fields":{{"additional_data":{{"groups":"#,
+			r#""expires":1700000060,"max_uses":2,"uses":1,"fields":{{"additional_data":{{"groups":"#,
 			r#"["a",{{"$bytes":"AP8="}}]}}}},"redemptions":[{{"nonce":"{}","purpose":"account","invitee":"romeo","#,
 			r#""source":"test","used_at":1700000000}}]}}"#,
 			"\n"
@@ -194,7 +195,7 @@ fn what_is_known_stays_as_it_is_and_an_import_can_be_repeated() {
 	let first = imported(&invites, &text).unwrap();
 	assert_eq!((first.imported, first.known), (2, 1));
 	let good = Token::from_stored("good".to_owned()).digest();
-	store.revoke(HOST, &good, None, NOW).unwrap().unwrap();
+	store.revoke(HOST, &good, None, None, NOW).unwrap().unwrap();
 	let again = imported(&invites, &text).unwrap();
 	assert_eq!((again.imported, again.known), (0, 3));
 	assert!(store.find(HOST, &good).unwrap().unwrap().revoked_at.is_some());
