@@ -89,7 +89,7 @@ matrix:
 	spec/matrix.sh
 
 licences:
-	$(CARGO) about generate --locked --all-features --fail spec/licences/about.hbs -c spec/licences/about.toml \
+	$(CARGO) about generate --offline --locked --all-features --fail spec/licences/about.hbs -c spec/licences/about.toml \
 		-o LICENSE-THIRD-PARTY.md
 
 fresh:

@@ -10,7 +10,7 @@ luas=(lua5.1 luajit lua5.2 lua5.3 lua5.4)
 GLIBC=2.17 spec/machine.sh matrix
 
 # What an operator installs for the seed's setup.
-packages=(prosody prosody-modules lua-sec lua-unbound lua-dbi-sqlite3 libjs-bootstrap4 libjs-jquery)
+packages=(prosody prosody-modules lua-sec lua-unbound lua-dbi-sqlite3 libjs-bootstrap4 libjs-jquery luarocks)
 
 root() { # SUITE
 	local suite=$1 work=target/roots/.$1 version

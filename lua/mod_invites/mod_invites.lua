@@ -734,5 +734,7 @@ if module.host ~= "*" and native and not is_prosodyctl then
 end
 
 function module.command(arg)
-	return prosodyctl.run(native, problem, arg);
+	local code = prosodyctl.run(native, problem, arg);
+	if native then native.close(); end
+	return code;
 end

@@ -263,12 +263,16 @@ class Prosody:
         )
 
     def prosodyctl(
-        self, *args: str, timeout: float = 20, input: str | None = None
+        self, *args: str, timeout: float = 20, input: str | None = None, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run prosodyctl on this server's config, running or stopped. As root it switches to `user` by itself."""
+        """Run prosodyctl on this server's config, running or stopped. As root it switches to `user` by itself.
+
+        `env` is added to the environment of the tests.
+        """
         return subprocess.run(
             [*self._in_root(), str(self._prosodyctl), "--config", str(self.config_path), *args],
             input=input or "", capture_output=True, text=True, timeout=timeout, cwd=self.scratch,
+            env={**os.environ, **(env or {})},
         )
 
     def log(self) -> str:

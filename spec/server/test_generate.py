@@ -128,7 +128,7 @@ def refused(server: Prosody, tokens: list[str]) -> dict[str, str]:
 
 def roles(version: str, role: str) -> Any:
     """As the `mod_invites_register` of that version wants them."""
-    return {role: True} if version.startswith("0.12") else [role]
+    return [role] if version.startswith("13") else {role: True}
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])

@@ -13,6 +13,7 @@ from prosody import Prosody
 RUN_ELSEWHERE = {
     r"make (demo|test)": (".ci/run", "make {0}"),
     r"make build": ("Makefile", "test: machine-test build"),
+    r"make (build|rock) LUA=lua5\.[24] (GLIBC=2\.17)": ("spec/matrix.sh", "make rock LUA=\"$lua\" {1}"),
     r"luarocks --lua-version=5\.4 (make|remove) --tree=\S+( mod_invites)?": ("spec/server/test_loading.py", '"{0}"'),
 }
 

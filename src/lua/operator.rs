@@ -32,14 +32,14 @@ use crate::listing::{Filter, Position, Shelf};
 use crate::render::{self, Detail, Listing, Stats};
 use crate::token::Digest;
 
-/// Invites in one page of a listing: a millisecond or two.
-const PAGE: u32 = 500;
+/// Invites in one page of a listing: a few milliseconds.
+const PAGE: u32 = 200;
 
 /// Invites that are counted at once: less than a millisecond.
 const COUNTED: u32 = 10_000;
 
-/// Invites that are purged in one transaction.
-const PURGED: u32 = 50;
+/// Invites that are purged in one transaction. They lie all over the file, so each costs a page.
+const PURGED: u32 = 25;
 
 /// Columns below which nothing fits.
 const MIN_WIDTH: u16 = 20;
