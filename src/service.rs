@@ -149,8 +149,8 @@ impl Invites {
 
 	/// Looks the storage over for an operator.
 	#[must_use]
-	pub fn check(&self) -> Vec<Finding> {
-		self.store.check(&self.host)
+	pub fn check(&self, now: Timestamp) -> Vec<Finding> {
+		self.store.check(&self.host, now)
 	}
 
 	/// The invite behind what somebody presents as a token, if it is good for the purpose now.

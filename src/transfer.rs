@@ -33,8 +33,8 @@ const PAGE: u32 = 500;
 const BATCH_TIME: Duration = Duration::from_millis(10);
 
 /// Invites in the first batch, which tells how many there can be in the next ones, and at least and at most in any.
-const FIRST_BATCH: usize = 100;
-const BATCHES: std::ops::RangeInclusive<usize> = 20..=2000;
+const FIRST_BATCH: usize = 400;
+const BATCHES: std::ops::RangeInclusive<usize> = 400..=4000;
 
 /// Where invites come from. It is read twice: once to check, once to write.
 pub trait Source: BufRead + Seek {}
@@ -148,7 +148,7 @@ pub fn import(
 	}
 
 	source.seek(SeekFrom::Start(0))?;
-	let mut batches = Batches { invites, terms, batch: Vec::new(), size: FIRST_BATCH };
+	let mut batches = Batches { invites, terms, batch: Vec::new(), size: FIRST_BATCH, last: None };
 	let mut seen = 0;
 	read(source, invites.host(), terms.prepare, &mut |_, entry| {
 		// What has changed since it was checked is left out, and missing from the count.
@@ -170,6 +170,8 @@ struct Batches<'a> {
 	terms: &'a Terms<'a>,
 	batch: Vec<Record>,
 	size: usize,
+	/// How long the last batch took, and how long ago that was.
+	last: Option<(Duration, Stopwatch)>,
 }
 
 impl Batches<'_> {
@@ -180,14 +182,17 @@ impl Batches<'_> {
 	}
 
 	fn write(&mut self) -> Result<u64, InviteError> {
+		if let Some((took, ended)) = self.last
+			&& self.terms.is_shared
+		{
+			// Who waits for the lock looks for it from time to time: it has to be free as long as it was taken.
+			std::thread::sleep(took.max(BATCH_TIME).saturating_sub(ended.elapsed()));
+		}
 		let stopwatch = Stopwatch::start();
 		let new = self.invites.import(&self.batch)?;
 		let took = stopwatch.elapsed();
+		self.last = Some((took, Stopwatch::start()));
 		self.batch.clear();
-		if self.terms.is_shared {
-			// Who waits for the lock looks for it from time to time: it has to be free as long as it was taken.
-			std::thread::sleep(took.max(BATCH_TIME));
-		}
 		let fits = if took > BATCH_TIME { self.size * 2 / 3 } else { self.size + self.size / 4 };
 		self.size = fits.clamp(*BATCHES.start(), *BATCHES.end());
 		Ok(u64::try_from(new).unwrap_or(u64::MAX))

@@ -140,8 +140,11 @@ local function get_period(name, default)
 	end
 	if seconds and seconds < 0 then return math.huge; end -- as in Prosody 13
 	if seconds and seconds > 0 then return seconds; end
-	module:log("error", "%s = %s is not understood: use seconds, a duration like \"1 week\", or \"never\"; "
-		.."until then it is %d seconds", name, tostring(value), default);
+	-- It is loaded for all hosts before it is loaded for one, and would say so twice.
+	if module.host ~= "*" then
+		report(("%s = %s is not understood: use seconds, a duration like \"1 week\", or \"never\"; until then it is %d "
+			.."seconds"):format(name, tostring(value), default));
+	end
 	return default;
 end
 
@@ -179,6 +182,8 @@ local function open_handle()
 			read = bundled.read, get = bundled.get, write = bundled.write;
 			report = report;
 		};
+		-- It writes: not beside a server.
+		try_out = not is_prosodyctl;
 		null = json_null;
 		nodeprep = nodeprep;
 	});
@@ -595,6 +600,25 @@ function export_to_bundled()
 	local written, err = bundled.replace(module.host, host_rows, user_rows);
 	if not written then return nil, err; end
 	return count;
+end
+
+-- Writes all invites as JSON lines, or those alone that can be used now: `write` is called with pieces of text. How
+-- many there were, or nil, a condition and what it was.
+function export_invites(is_pending, write)
+	if not import_bundled() then return nil, "internal-server-error"; end
+	return handle:export(is_pending, write);
+end
+
+-- Takes over invites from the file of this name, or from a text: { imported, known, remarks }, or { wrong }, a list of
+-- what is wrong, and then nothing was taken over; or nil, a condition and what it was.
+function import_invites(file, text)
+	return handle:import({ file = file, text = text, is_alone = not is_prosodyctl });
+end
+
+-- A list of { level, text }: what there is to say of the storage.
+function check_storage()
+	if problem then return { { level = "critical", text = problem } }; end
+	return handle:check();
 end
 
 --- accepting invites

@@ -86,9 +86,31 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 			table.set("json", purge.json)?;
 		}
 		Ok(Command::Export(options)) => {
-			let Destination::Prosody = options.to;
 			table.set("name", "export")?;
 			table.set("host", options.host)?;
+			table.set("pending", options.pending)?;
+			set_some(&table, "to", options.to.map(|Destination::Prosody| "prosody"))?;
+			set_some(&table, "output", options.output.map(file))?;
+		}
+		Ok(Command::Import(options)) => {
+			table.set("name", "import")?;
+			table.set("host", options.host)?;
+			table.set("file", file(options.file))?;
+		}
+		Ok(Command::Backup(options)) => {
+			table.set("name", "backup")?;
+			table.set("file", file(options.file))?;
+		}
+		Ok(Command::Restore(options)) => {
+			table.set("name", "restore")?;
+			table.set("file", file(options.file))?;
+			table.set("revoke_older", options.revoke_older)?;
+			table.set("yes", options.yes)?;
+		}
+		Ok(Command::Check(options)) => {
+			table.set("name", "check")?;
+			table.set("host", options.host)?;
+			table.set("json", options.json)?;
 		}
 		Err(Answer::Help(text)) => {
 			table.set("exit", 0)?;
@@ -127,4 +149,8 @@ fn picked(lua: &Lua, table: &Table, picked: Picked, filter: Filter, shelf: Shelf
 	set_some(&picks, "inviter", filter.inviter)?;
 	set_some(&picks, "text", filter.text)?;
 	table.set("filter", picks)
+}
+
+fn file(name: OsString) -> BString {
+	name.into_vec().into()
 }

@@ -100,6 +100,9 @@ pub(crate) const PROMISES: &[(&str, Promise)] = promises!(table());
 
 const NOW: Timestamp = 1_700_000_000;
 
+/// From the moment in which the samples are made to one at which a clock may be.
+const LEAP: i64 = 100_000_000;
+
 /// An invite of a local user with something in most fields.
 pub(crate) fn sample(host: &str, token: &str) -> Invite {
 	let groups = [(Value::Int(1), Value::text("a")), (Value::Int(2), Value::Str(vec![0, 255]))];
@@ -599,9 +602,11 @@ pub(crate) fn records_hold_everything_and_can_be_taken_over_by_another_host(stor
 
 pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn InviteStore) {
 	store.create(&account("t")).unwrap();
-	let findings = store.check("example.com");
+	let findings = store.check("example.com", NOW + LEAP);
 	assert!(!findings.is_empty());
 	assert!(findings.iter().all(|finding| finding.level < Level::Critical), "{findings:?}");
+	let behind = store.check("example.com", NOW - LEAP);
+	assert!(behind.iter().any(|finding| finding.text.contains("clock")), "{behind:?}");
 }
 
 /// Reads a shelf to its end in pages of three.

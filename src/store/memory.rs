@@ -464,8 +464,11 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		})
 	}
 
-	fn check(&self, host: &str) -> Vec<Finding> {
-		self.backing.check(host)
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		let mut findings = self.backing.check(host);
+		let newest = self.read(host, |content| content.of_host(host).map(|invite| invite.created_at).max());
+		findings.extend(newest.map(|newest| Finding::of_clock(newest, now)));
+		findings
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {

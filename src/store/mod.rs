@@ -134,8 +134,8 @@ pub trait InviteStore {
 	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError>;
 
 	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
-	/// What is wrong is a finding, not an error.
-	fn check(&self, host: &str) -> Vec<Finding>;
+	/// What is wrong is a finding, not an error. What it says of the clock comes from [`Finding::of_clock`].
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding>;
 
 	/// The invite as it stands, ended ones included; `None` if there never was one, or it was purged.
 	///

@@ -767,8 +767,8 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
-	fn check(&self, _: &str) -> Vec<Finding> {
-		self.look()
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		self.look(host, now)
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
