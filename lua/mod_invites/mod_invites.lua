@@ -657,8 +657,11 @@ end
 -- contact the new account becomes, is then in the field of that name.
 function get(token, username)
 	local invite, condition = validate(token, username);
-	if not invite then metrics.refused(condition); end
-	return invite, condition;
+	if not invite then
+		metrics.refused(condition);
+		return nil, condition;
+	end
+	return invite;
 end
 
 -- Validates and redeems a token that allows to register an account, in one step.
