@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Kind};
 use crate::lifecycle::State;
-use crate::listing::Shelf;
+use crate::listing::Part;
 use crate::redemption::Redemption;
 use crate::value::Value;
 
@@ -188,7 +188,7 @@ pub fn json(invite: &Invite, detail: Detail<'_>, now: Timestamp) -> Result<Strin
 		expires: invite.expires,
 		max_uses: invite.max_uses,
 		uses: invite.uses,
-		ended_at: invite.position(Shelf::History, now).map(|position| position.at),
+		ended_at: invite.position(Part::History, now).map(|position| position.at),
 		revoked_at: invite.revoked_at,
 		revoked_why: invite.revoked_why.as_deref(),
 		revoked_by: invite.revoked_by.as_deref(),
@@ -254,7 +254,7 @@ const ENDED: ListColumn = ListColumn {
 	title: "ENDED",
 	width: 16,
 	cell: |invite, now| {
-		let position = invite.position(Shelf::History, now);
+		let position = invite.position(Part::History, now);
 		position.map_or_else(String::new, |position| time(position.at, MINUTES))
 	},
 };
@@ -265,7 +265,7 @@ const MIN_ABOUT: u16 = 15;
 /// A listing, page by page. Which columns there are and how wide they are depends on the width alone, so that all pages
 /// fit together.
 pub struct Listing {
-	shelf: Shelf,
+	part: Part,
 	columns: Vec<ListColumn>,
 	about: u16,
 	show_token: bool,
@@ -274,8 +274,8 @@ pub struct Listing {
 impl Listing {
 	/// For lines of so many columns. The less there is to say in a column, the sooner it is left out.
 	#[must_use]
-	pub fn new(shelf: Shelf, show_token: bool, width: u16) -> Self {
-		let time = if shelf == Shelf::Open { EXPIRES } else { ENDED };
+	pub fn new(part: Part, show_token: bool, width: u16) -> Self {
+		let time = if part == Part::Open { EXPIRES } else { ENDED };
 		let mut left = width.saturating_sub(ID.width + 1);
 		let mut columns = vec![ID];
 		// By importance; and so they stand, which leaves them in place when the next one fits too.
@@ -286,7 +286,7 @@ impl Listing {
 			left -= column.width + 1;
 			columns.push(column);
 		}
-		Self { shelf, columns, about: left.max(MIN_ABOUT), show_token }
+		Self { part, columns, about: left.max(MIN_ABOUT), show_token }
 	}
 
 	/// The line above the first page.
@@ -301,7 +301,7 @@ impl Listing {
 	pub fn page(&self, invites: &[Invite], now: Timestamp) -> String {
 		let row = |invite: &Invite| -> Vec<String> {
 			let cells = self.columns.iter().map(|column| (column.cell)(invite, now));
-			let about = if self.shelf == Shelf::Open { about(invite) } else { ending(invite) };
+			let about = if self.part == Part::Open { about(invite) } else { ending(invite) };
 			cells.chain([escape(about.as_bytes())]).collect()
 		};
 		if !self.show_token {
@@ -349,7 +349,7 @@ pub fn text(invite: &Invite, detail: Detail<'_>, now: Timestamp, width: u16) -> 
 	];
 	let mut say = |name, value: Option<String>| said.extend(value.map(|value| (name, value)));
 	say("inviter", invite.inviter());
-	if let Some(ended) = invite.position(Shelf::History, now) {
+	if let Some(ended) = invite.position(Part::History, now) {
 		say("ended", Some(time(ended.at, SECONDS)));
 	}
 	say("revoked by", invite.revoked_by.clone());
@@ -536,7 +536,7 @@ mod tests {
 	}
 
 	fn listing(width: u16) -> String {
-		let listing = Listing::new(Shelf::Open, false, width);
+		let listing = Listing::new(Part::Open, false, width);
 		listing.header() + &listing.page(&notes(), NOW)
 	}
 
@@ -566,7 +566,7 @@ ID               STATE   ABOUT
 
 	#[test]
 	fn a_link_is_never_cut_off() {
-		let listing = Listing::new(Shelf::Open, true, 40);
+		let listing = Listing::new(Part::Open, true, 40);
 		assert!(listing.page(&notes(), NOW).contains("\n  xmpp:example.com?register;preauth=secret\n"));
 		let detail = Detail { show_token: true, redemptions: None };
 		assert!(text(&notes()[0], detail, NOW, 20).ends_with("\nxmpp:example.com?register;preauth=secret\n"));
@@ -580,7 +580,7 @@ ID               STATE   ABOUT
 			let shown = [
 				text(&invite, detail, NOW, 80),
 				json(&invite, detail, NOW).unwrap(),
-				Listing::new(Shelf::Open, false, 200).page(&[invite], NOW),
+				Listing::new(Part::Open, false, 200).page(&[invite], NOW),
 			];
 			assert!(shown.iter().all(|shown| !shown.contains("secret")), "{shown:?}");
 		}
@@ -615,7 +615,7 @@ ID               STATE   ABOUT
 		] {
 			assert!(shown.contains(said), "{shown}");
 		}
-		let listed = Listing::new(Shelf::History, false, 120).page(&[over], NOW);
+		let listed = Listing::new(Part::History, false, 120).page(&[over], NOW);
 		assert!(listed.contains("for the fair (account), by shell: lost\\nphone"), "{listed}");
 	}
 
