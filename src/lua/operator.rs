@@ -29,7 +29,8 @@ use crate::error::InviteError;
 use crate::invite::{Invite, Kind};
 use crate::lifecycle::State;
 use crate::listing::{Filter, Part, Position};
-use crate::render::{self, Detail, Listing, Stats};
+use crate::render::{self, Detail, Listing};
+use crate::stats::Stats;
 use crate::token::Digest;
 
 /// Invites in one page of a listing: a few milliseconds.
@@ -201,7 +202,7 @@ impl Handle {
 					after = next;
 				}
 			}
-			if is_json { as_line(stats.json()) } else { Ok(stats.text(width)) }
+			if is_json { as_line(render::stats_json(&stats)) } else { Ok(render::stats_text(&stats, width)) }
 		};
 		Ok(count())
 	}
