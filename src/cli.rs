@@ -12,7 +12,7 @@ use terminal_size::Width;
 use crate::duration::{self, Seconds};
 use crate::invite::Kind;
 use crate::lifecycle::State;
-use crate::listing::{Filter, Shelf};
+use crate::listing::{Filter, Part};
 
 /// Exit code of a command line that cannot be understood, as in Prosody's own commands.
 const MISUSE: u8 = 2;
@@ -126,6 +126,7 @@ pub enum Destination {
 
 /// `generate`
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own on the command line")]
 pub struct Generate {
 	/// Host that the invite is for
 	pub host: String,
@@ -308,20 +309,20 @@ impl Picked {
 }
 
 impl List {
-	/// What is listed, and off which shelf.
+	/// What is listed, and of which part.
 	#[must_use]
-	pub fn filter(&self) -> (Filter, Shelf) {
+	pub fn filter(&self) -> (Filter, Part) {
 		let filter = self.picked.filter(self.state);
-		let shelf = filter.shelf();
-		(filter, shelf)
+		let part = filter.part();
+		(filter, part)
 	}
 }
 
 impl History {
-	/// What is listed, and off which shelf.
+	/// What is listed, and of which part.
 	#[must_use]
-	pub fn filter(&self) -> (Filter, Shelf) {
-		(self.picked.filter(self.state), Shelf::History)
+	pub fn filter(&self) -> (Filter, Part) {
+		(self.picked.filter(self.state), Part::History)
 	}
 }
 
@@ -505,16 +506,16 @@ mod tests {
 	}
 
 	#[test]
-	fn a_state_says_which_shelf_a_listing_goes_through() {
-		let shelf = |args: &str| match parse(args.split_whitespace().map(OsString::from)) {
+	fn a_state_says_which_part_a_listing_goes_through() {
+		let part = |args: &str| match parse(args.split_whitespace().map(OsString::from)) {
 			Ok(Command::List(list)) => list.filter().1,
 			Ok(Command::History(history)) => history.filter().1,
 			other => panic!("{args}: {other:?}"),
 		};
-		assert_eq!(shelf("list h"), Shelf::Open);
-		assert_eq!(shelf("list h --state paused"), Shelf::Open);
-		assert_eq!(shelf("list h --state used"), Shelf::History);
-		assert_eq!(shelf("history h"), Shelf::History);
+		assert_eq!(part("list h"), Part::Open);
+		assert_eq!(part("list h --state paused"), Part::Open);
+		assert_eq!(part("list h --state used"), Part::History);
+		assert_eq!(part("history h"), Part::History);
 	}
 
 	#[test]

@@ -34,6 +34,7 @@ mod lua;
 pub mod redemption;
 pub mod render;
 pub mod service;
+pub mod stats;
 pub mod store;
 pub mod token;
 pub mod transfer;

@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
-use crate::listing::{Filter, Position, Shelf};
+use crate::listing::{Filter, Part, Position};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
 use crate::store::{Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, IdPrefix, Nonce, Token};
@@ -414,22 +414,22 @@ impl Invites {
 		Ok(self.store.purge(&self.host, now.saturating_sub(age), limit)?)
 	}
 
-	/// What `filter` picks among the next `limit` places of a shelf, and where to go on, unless those were the last.
+	/// What `filter` picks among the next `limit` places of a part, and where to go on, unless those were the last.
 	///
 	/// # Errors
 	/// When the store fails.
 	pub fn list(
 		&self,
 		filter: &Filter,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<(Vec<Invite>, Option<Position>), InviteError> {
-		let mut page = self.store.shelf(&self.host, shelf, after, limit, now)?;
+		let mut page = self.store.listing(&self.host, part, after, limit, now)?;
 		let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
-		let next = page.last().filter(|_| !is_last).and_then(|invite| invite.position(shelf, now));
-		page.retain(|invite| filter.picks(invite, shelf, now));
+		let next = page.last().filter(|_| !is_last).and_then(|invite| invite.position(part, now));
+		page.retain(|invite| filter.picks(invite, part, now));
 		Ok((page, next))
 	}
 

@@ -585,9 +585,9 @@ function show_text(named, options)
 	return look_after("show_text", named, options);
 end
 
--- Where on a shelf a listing goes on after an invite.
-function place(named, shelf)
-	return look_after("place", named, shelf);
+-- Where in a part a listing goes on after an invite.
+function place(named, part)
+	return look_after("place", named, part);
 end
 
 -- Makes the bundled module's store equal to the invites that can be used now: how many, or nil and an error.

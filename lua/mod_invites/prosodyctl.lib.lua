@@ -181,7 +181,7 @@ local list = of_host(function (options, invites)
 	local after, left = nil, options.limit;
 	if options.after then
 		local condition;
-		after, condition = invites.place(options.after, options.filter.shelf);
+		after, condition = invites.place(options.after, options.filter.part);
 		if not after then return refuse(condition, options.after); end
 	end
 	local has_any = false;

@@ -2,7 +2,7 @@
 //!
 //! It has `name`, `host` and the options that were given, under their long names with `_` for `-`; durations are seconds,
 //! and `math.huge` stands for never and for unlimited. Commands that print have `width`, the columns of the terminal.
-//! `list` and `history` have a `filter`: `{ shelf, state, kind, inviter, text }`.
+//! `list` and `history` have a `filter`: `{ part, state, kind, inviter, text }`.
 //! Else what to print: `{ exit = code, stdout = text }` or `{ exit = code, stderr = line }`.
 
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use crate::cli::{self, Answer, Command, Destination, Limit, One, Picked, Ttl};
 use crate::duration::Seconds;
 use crate::invite::Kind;
 use crate::lifecycle::State;
-use crate::listing::{Filter, Shelf};
+use crate::listing::{Filter, Part};
 
 pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 	let args: Vec<OsString> = args
@@ -46,13 +46,13 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		Ok(Command::List(list)) => {
 			table.set("name", "list")?;
 			table.set("show_token", list.show_token)?;
-			let (filter, shelf) = list.filter();
-			picked(lua, &table, list.picked, filter, shelf)?;
+			let (filter, part) = list.filter();
+			picked(lua, &table, list.picked, filter, part)?;
 		}
 		Ok(Command::History(history)) => {
 			table.set("name", "history")?;
-			let (filter, shelf) = history.filter();
-			picked(lua, &table, history.picked, filter, shelf)?;
+			let (filter, part) = history.filter();
+			picked(lua, &table, history.picked, filter, part)?;
 		}
 		Ok(Command::Show(show)) => {
 			table.set("show_token", show.show_token)?;
@@ -136,14 +136,14 @@ fn one(table: &Table, name: &str, one: One) -> LuaResult<()> {
 	table.set("width", one.output.width())
 }
 
-fn picked(lua: &Lua, table: &Table, picked: Picked, filter: Filter, shelf: Shelf) -> LuaResult<()> {
+fn picked(lua: &Lua, table: &Table, picked: Picked, filter: Filter, part: Part) -> LuaResult<()> {
 	table.set("host", picked.host)?;
 	table.set("json", picked.output.json)?;
 	table.set("width", picked.output.width())?;
 	set_some(table, "after", picked.after)?;
 	set_some(table, "limit", picked.limit.map(NonZeroU32::get))?;
 	let picks = lua.create_table()?;
-	picks.set("shelf", shelf.as_str())?;
+	picks.set("part", part.as_str())?;
 	set_some(&picks, "state", filter.state.map(State::as_str))?;
 	set_some(&picks, "kind", filter.kind.map(Kind::as_str))?;
 	set_some(&picks, "inviter", filter.inviter)?;

@@ -13,7 +13,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -43,7 +43,7 @@ macro_rules! promises {
 			each_expired_invite_is_ended_once,
 			a_name_is_seen_as_reserved_and_as_claimed,
 			pages_follow_each_other_without_gap_or_repetition,
-			the_open_shelf_shows_the_newest_first,
+			the_open_part_shows_the_newest_first,
 			the_history_shows_the_last_ended_first_and_what_expired_unnoted,
 			open_invites_are_counted_in_pages,
 			what_is_used_up_or_revoked_keeps_no_secret,
@@ -609,20 +609,20 @@ pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn InviteSt
 	assert!(behind.iter().any(|finding| finding.text.contains("clock")), "{behind:?}");
 }
 
-/// Reads a shelf to its end in pages of three.
-fn whole_shelf(store: &dyn InviteStore, shelf: Shelf, now: Timestamp) -> Vec<Digest> {
+/// Reads a part to its end in pages of three.
+fn whole_part(store: &dyn InviteStore, part: Part, now: Timestamp) -> Vec<Digest> {
 	let (mut found, mut after) = (Vec::new(), Position::START);
 	loop {
-		let page = store.shelf("example.com", shelf, &after, 3, now).unwrap();
+		let page = store.listing("example.com", part, &after, 3, now).unwrap();
 		found.extend(page.iter().map(|invite| invite.digest));
 		match page.last() {
-			Some(last) if page.len() == 3 => after = last.position(shelf, now).unwrap(),
+			Some(last) if page.len() == 3 => after = last.position(part, now).unwrap(),
 			_ => return found,
 		}
 	}
 }
 
-pub(crate) fn the_open_shelf_shows_the_newest_first(store: &dyn InviteStore) {
+pub(crate) fn the_open_part_shows_the_newest_first(store: &dyn InviteStore) {
 	let mut expected = Vec::new();
 	for index in 0..10 {
 		// Some of one second, so that the digests have to tell them apart.
@@ -643,11 +643,7 @@ pub(crate) fn the_open_shelf_shows_the_newest_first(store: &dyn InviteStore) {
 	store.create(&sample("example.net", "elsewhere")).unwrap();
 	expected.sort();
 	let newest_first: Vec<_> = expected.into_iter().rev().map(|(_, digest)| digest).collect();
-	assert_eq!(
-		whole_shelf(store, Shelf::Open, NOW + 1000),
-		newest_first,
-		"expired ones that nobody noted too"
-	);
+	assert_eq!(whole_part(store, Part::Open, NOW + 1000), newest_first, "expired ones that nobody noted too");
 }
 
 pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(store: &dyn InviteStore) {
@@ -670,8 +666,8 @@ pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(st
 	store.revoke(&revoked.host, &revoked.digest, None, None, NOW + 22).unwrap().unwrap();
 	assert_eq!(store.end_expired("example.com", 10, NOW + 25).unwrap().len(), 1);
 	let expected = [&used, &unnoted, &revoked, &noted].map(|invite| invite.digest);
-	assert_eq!(whole_shelf(store, Shelf::History, NOW + 99), expected);
-	assert!(!whole_shelf(store, Shelf::History, NOW + 25).contains(&unnoted.digest));
+	assert_eq!(whole_part(store, Part::History, NOW + 99), expected);
+	assert!(!whole_part(store, Part::History, NOW + 25).contains(&unnoted.digest));
 }
 
 pub(crate) fn open_invites_are_counted_in_pages(store: &dyn InviteStore) {

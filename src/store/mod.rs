@@ -16,7 +16,7 @@ use thiserror::Error;
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce};
 
@@ -264,22 +264,22 @@ pub trait InviteStore {
 	fn open_invites(&self, host: &str, after: Option<&Digest>, limit: u32)
 	-> Result<Vec<Invite>, StoreError>;
 
-	/// Up to `limit` invites that have a [position](Invite::position) on the shelf after this one, in descending order of
+	/// Up to `limit` invites that have a [position](Invite::position) in the part after this one, in descending order of
 	/// their positions. Fewer than `limit` means: these were the last. Reads no more than it returns, however many the host
 	/// has.
 	///
 	/// # Errors
 	/// When the storage fails, or what it holds is damaged.
-	fn shelf(
+	fn listing(
 		&self,
 		host: &str,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError>;
 
-	/// How many invites the open shelf has after this position, counting up to `limit`; and where to go on counting, unless
+	/// How many invites the open part has after this position, counting up to `limit`; and where to go on counting, unless
 	/// those were the last.
 	///
 	/// # Errors
