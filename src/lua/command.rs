@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
 use super::set_some;
-use crate::cli::{self, Answer, Command, Destination, Limit, One, Picked, Ttl};
+use crate::cli::{self, Answer, Command, Destination, Generate, Limit, One, Picked, Ttl};
 use crate::duration::Seconds;
 use crate::invite::Kind;
 use crate::lifecycle::State;
@@ -25,24 +25,7 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		.collect::<LuaResult<_>>()?;
 	let table = lua.create_table()?;
 	match cli::parse(args) {
-		Ok(Command::Generate(options)) => {
-			table.set("name", "generate")?;
-			table.set("host", options.host)?;
-			table.set("admin", options.admin)?;
-			table.set("groups", options.groups)?;
-			table.set("json", options.json)?;
-			set_some(&table, "role", options.role)?;
-			set_some(&table, "username", options.username)?;
-			set_some(&table, "reset", options.reset)?;
-			set_some(&table, "contact", options.contact)?;
-			table.set("allow_registration", options.allow_registration)?;
-			set_some(&table, "expires_after", options.expires_after.map(seconds))?;
-			set_some(&table, "note", options.note)?;
-			let uses = |limit: Limit| limit.end().map_or(f64::INFINITY, |limit| limit.get().into());
-			set_some(&table, "max_uses", options.max_uses.map(uses))?;
-			set_some(&table, "count", options.count.map(NonZeroU32::get))?;
-			table.set("qr", options.qr)?;
-		}
+		Ok(Command::Generate(options)) => generate(&table, options)?,
 		Ok(Command::List(list)) => {
 			table.set("name", "list")?;
 			table.set("show_token", list.show_token)?;
@@ -122,6 +105,25 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		}
 	}
 	Ok(table)
+}
+
+fn generate(table: &Table, options: Generate) -> LuaResult<()> {
+	table.set("name", "generate")?;
+	table.set("host", options.host)?;
+	table.set("admin", options.admin)?;
+	table.set("groups", options.groups)?;
+	table.set("json", options.json)?;
+	set_some(table, "role", options.role)?;
+	set_some(table, "username", options.username)?;
+	set_some(table, "reset", options.reset)?;
+	set_some(table, "contact", options.contact)?;
+	table.set("allow_registration", options.allow_registration)?;
+	set_some(table, "expires_after", options.expires_after.map(seconds))?;
+	set_some(table, "note", options.note)?;
+	let uses = |limit: Limit| limit.end().map_or(f64::INFINITY, |limit| limit.get().into());
+	set_some(table, "max_uses", options.max_uses.map(uses))?;
+	set_some(table, "count", options.count.map(NonZeroU32::get))?;
+	table.set("qr", options.qr)
 }
 
 fn seconds(ttl: Ttl) -> Value {
