@@ -172,12 +172,15 @@ end
 
 local function open_handle()
 	if not native then return closed(problem); end
+	local deadline = tonumber(module:get_option("invite_postgresql_deadline", 1));
 	local is_open, handle, _, text = pcall(native.open, {
 		host = module.host;
 		storage = storage;
 		path = prosody.paths.data.."/invites.sqlite3";
 		-- The server serves nobody while it waits; an operator at a prompt can wait longer.
 		lock_wait_ms = is_prosodyctl and 10000 or 500;
+		deadline = deadline and is_prosodyctl and math.max(deadline, 10) or deadline;
+		postgresql = module:get_option_string("invite_postgresql");
 		bundled = {
 			read = bundled.read, get = bundled.get, write = bundled.write;
 			report = report;

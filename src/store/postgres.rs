@@ -1,0 +1,717 @@
+//! Invites in a PostgreSQL database, for several servers that share them.
+//!
+//! All hosts of all servers may use one database; a process has one connection to it, shared by every store that
+//! [`PostgresStore::shared`] hands out. A commit is on the database's disk before a call returns. The connection is
+//! opened at the first call, never earlier: Prosody 0.12 forks with `-D` after it has loaded its modules. How long a
+//! call may take, and what is tried again, is in [`connection`].
+//!
+//! # Locks
+//! A transaction reads what a rule needs, asks the rule, and acts on the answer, at the isolation level READ COMMITTED,
+//! where each statement sees what was committed before it. So that nothing is committed in between, it first locks:
+//!
+//! 1. the username, where one is to be claimed or bound (an advisory lock, for a name has no row),
+//! 2. the invite (its row, `FOR UPDATE`), in the order of digests where there are several,
+//!
+//! always in this order, so that no two wait for each other. Claims are made under the locks of their invite and their
+//! name, so whoever holds these sees all of them. Redeeming or releasing a claim needs no lock on the name: it makes
+//! room, and whoever has just looked is told at worst that the name is busy.
+//!
+//! SERIALIZABLE would need no locks and be shorter. But PostgreSQL then keeps watch over pages and not over rows, and the
+//! table of claims is one page: everything that is redeemed at once, of whatever host, is in each other's way, and
+//! all but one are to be done again. MEASURED
+//!
+//! # A commit that nobody answered
+//! Each attempt to redeem bears a nonce, and each invite a digest that is drawn at random, so what a commit would have
+//! left behind can be recognised. Where the deadline leaves no time to ask, the call fails, and the claim that it may
+//! have made is held by nobody: [`PostgresStore`] keeps its nonce, and the next claim releases it.
+
+mod address;
+mod connection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use super::{InviteStore, StoreError};
+use crate::clock::Timestamp;
+use crate::invite::{Invite, Type};
+use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
+use crate::token::{Digest, Nonce, Token};
+use crate::value::{Table, Value};
+use address::Address;
+pub use address::AddressError;
+use connection::{Connection, Params, Session, Trouble};
+
+const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
+	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, ended_at, fields) \
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT DO NOTHING";
+
+const FIND: &str = "SELECT * FROM invite WHERE host = $1 AND digest = $2";
+
+const FIND_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND digest = $2 FOR UPDATE";
+
+/// Writes back what can change of an invite.
+const UPDATE: &str = "UPDATE invite SET uses = $3, paused = $4, revoked_at = $5, revoked_why = $6, ended_at = $7 \
+	WHERE host = $1 AND digest = $2";
+
+const OPEN_INVITES: &str =
+	"SELECT * FROM invite WHERE host = $1 AND digest > $2 AND ended_at IS NULL ORDER BY digest LIMIT $3";
+
+const OPEN_INVITES_OF_USER: &str =
+	"SELECT * FROM invite WHERE host = $1 AND username = $2 AND ended_at IS NULL";
+
+const OPEN_INVITES_OF_USER_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND username = $2 \
+	AND ended_at IS NULL ORDER BY digest FOR UPDATE";
+
+const IS_DUE: &str = "SELECT FROM invite WHERE host = $1 AND expires < $2 AND ended_at IS NULL LIMIT 1";
+
+/// What somebody else works on is for the next time.
+const DUE_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND expires < $2 AND ended_at IS NULL \
+	ORDER BY expires LIMIT $3 FOR UPDATE SKIP LOCKED";
+
+const LOCK_NAME: &str = "SELECT pg_advisory_xact_lock($1)";
+
+const CLAIM: &str = "INSERT INTO claim (host, nonce, digest, purpose, invitee, boot, lease_end) \
+	VALUES ($1, $2, $3, $4, $5, $6, $7)";
+
+/// The table holds only what is under way now, so it is read from end to end.
+const CLAIMS: &str = "SELECT * FROM claim WHERE host = $1";
+
+const IS_CLAIMED: &str = "SELECT FROM claim WHERE host = $1 AND nonce = $2";
+
+const RELEASE: &str =
+	"DELETE FROM claim WHERE host = $1 AND nonce = $2 AND ($3::BIGINT IS NULL OR lease_end < $3)";
+
+const RELEASE_ALL: &str = "DELETE FROM claim WHERE host = $1 AND nonce = ANY($2)";
+
+const REDEEMED_CLAIM: &str = "DELETE FROM claim WHERE host = $1 AND nonce = $2 RETURNING *";
+
+const RENEW: &str = "UPDATE claim SET lease_end = $3 WHERE host = $1 AND nonce = $2";
+
+const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpose, invitee, source, used_at) \
+	VALUES ($1, $2, $3, $4, $5, $6, $7)";
+
+const IS_REDEEMED: &str = "SELECT FROM redemption WHERE host = $1 AND digest = $2 AND nonce = $3";
+
+const REDEMPTIONS: &str = "SELECT * FROM redemption WHERE host = $1 AND digest = $2 ORDER BY used_at, nonce";
+
+/// The stores that [`PostgresStore::shared`] has handed out, by connection string.
+static STORES: LazyLock<Mutex<HashMap<String, Arc<PostgresStore>>>> = LazyLock::new(Mutex::default);
+
+/// A database, connected to when it is first needed.
+#[derive(Debug)]
+pub struct PostgresStore {
+	connection: Connection,
+	/// Claims that a call which failed may have made: nobody holds them.
+	forsaken: Mutex<Vec<Claim>>,
+}
+
+impl PostgresStore {
+	/// The one store of this process for a connection string, which is a URL; what an empty one leaves out is in the
+	/// environment, as for PostgreSQL's own tools. The first call for it says how long a call may take.
+	///
+	/// # Errors
+	/// When the string is not understood, or asks for what is not offered.
+	pub fn shared(url: &str, deadline: Duration) -> Result<Arc<Self>, AddressError> {
+		let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+		if let Some(store) = stores.get(url) {
+			return Ok(Arc::clone(store));
+		}
+		let store = Arc::new(Self::new(url, deadline)?);
+		stores.insert(url.to_owned(), Arc::clone(&store));
+		Ok(store)
+	}
+
+	/// Closes the connections that this process has open; the next call opens another. For the moment before a fork and
+	/// for the end.
+	pub fn close_shared() {
+		for store in STORES.lock().unwrap_or_else(PoisonError::into_inner).values() {
+			store.connection.close();
+		}
+	}
+
+	/// A store with a connection of its own.
+	///
+	/// # Errors
+	/// As of [`PostgresStore::shared`].
+	pub fn new(url: &str, deadline: Duration) -> Result<Self, AddressError> {
+		let address = Address::parse(url, |name| std::env::var(name).ok())?;
+		Ok(Self { connection: Connection::new(address, deadline), forsaken: Mutex::default() })
+	}
+
+	fn forsaken(&self) -> MutexGuard<'_, Vec<Claim>> {
+		self.forsaken.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	/// The nonces of a host's claims that nobody holds. Those that are stale are settled by whoever meets them.
+	fn forsaken_nonces(&self, host: &str, now: Timestamp) -> Vec<Nonce> {
+		let mut forsaken = self.forsaken();
+		forsaken.retain(|claim| !claim.is_stale(now));
+		forsaken.iter().filter(|claim| claim.host == host).map(|claim| claim.nonce).collect()
+	}
+}
+
+fn damaged(digest: &Digest, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> StoreError {
+	StoreError::Damaged { id: digest.id().to_string(), source: source.into() }
+}
+
+/// A column of bytes whose number the schema checks.
+fn bytes<const LENGTH: usize>(row: &Row, column: &str) -> Result<[u8; LENGTH], Trouble> {
+	let found: &[u8] = row.try_get(column)?;
+	found.try_into().map_err(|_| {
+		let source = format!("its {column} has {} bytes, not {LENGTH}", found.len());
+		damaged(&Digest::of(found), source).into()
+	})
+}
+
+fn digest(row: &Row) -> Result<Digest, Trouble> {
+	bytes(row, "digest").map(Digest::from_bytes)
+}
+
+fn nonce(row: &Row, column: &str) -> Result<Nonce, Trouble> {
+	bytes(row, column).map(Nonce::from_bytes)
+}
+
+fn purpose(row: &Row, digest: &Digest) -> Result<Purpose, Trouble> {
+	let word: &str = row.try_get("purpose")?;
+	Purpose::from_stored(word).ok_or_else(|| damaged(digest, "the purpose of its use is unknown").into())
+}
+
+fn read_invite(row: &Row) -> Result<Invite, Trouble> {
+	let digest = digest(row)?;
+	let fields = match row.try_get::<_, Option<&str>>("fields")?.map(Value::decode) {
+		None => Table::default(),
+		Some(Ok(Value::Table(fields))) => fields,
+		Some(Ok(_)) => return Err(damaged(&digest, "its additional data is no table").into()),
+		Some(Err(error)) => return Err(damaged(&digest, error).into()),
+	};
+	let number = |found: i64| u32::try_from(found).map_err(|error| damaged(&digest, error));
+	Ok(Invite {
+		host: row.try_get("host")?,
+		digest,
+		token: row.try_get::<_, Option<String>>("token")?.map(Token::from_stored),
+		invite_type: Type::from_stored(row.try_get("type")?)
+			.ok_or_else(|| damaged(&digest, "its type is unknown"))?,
+		username: row.try_get("username")?,
+		allow_registration: row.try_get("allow_registration")?,
+		created_at: row.try_get("created_at")?,
+		expires: row.try_get("expires")?,
+		max_uses: row.try_get::<_, Option<i64>>("max_uses")?.map(number).transpose()?,
+		uses: number(row.try_get("uses")?)?,
+		paused: row.try_get("paused")?,
+		revoked_at: row.try_get("revoked_at")?,
+		revoked_why: row.try_get("revoked_why")?,
+		ended_at: row.try_get("ended_at")?,
+		fields,
+	})
+}
+
+fn read_claim(row: &Row) -> Result<Claim, Trouble> {
+	let digest = digest(row)?;
+	Ok(Claim {
+		host: row.try_get("host")?,
+		nonce: nonce(row, "nonce")?,
+		digest,
+		purpose: purpose(row, &digest)?,
+		invitee: row.try_get("invitee")?,
+		boot: nonce(row, "boot")?,
+		lease_end: row.try_get("lease_end")?,
+	})
+}
+
+fn read_redemption(row: &Row) -> Result<Redemption, Trouble> {
+	Ok(Redemption {
+		nonce: nonce(row, "nonce")?,
+		purpose: purpose(row, &digest(row)?)?,
+		invitee: row.try_get("invitee")?,
+		source: row.try_get("source")?,
+		used_at: row.try_get("used_at")?,
+	})
+}
+
+/// What the domain asks of one session.
+impl Session {
+	async fn all<T>(
+		&self,
+		text: &'static str,
+		params: Params<'_>,
+		read: fn(&Row) -> Result<T, Trouble>,
+	) -> Result<Vec<T>, Trouble> {
+		self.query(text, params).await?.iter().map(read).collect()
+	}
+
+	async fn is_there(&self, text: &'static str, params: Params<'_>) -> Result<bool, Trouble> {
+		Ok(!self.query(text, params).await?.is_empty())
+	}
+
+	async fn lock_name(&self, host: &str, username: &str) -> Result<(), Trouble> {
+		// Two names that happen to have one key wait for each other, and that is all.
+		let hash = Sha256::new().chain_update(host).chain_update([0]).chain_update(username).finalize();
+		let key = hash.iter().take(8).fold(0, |key, byte| key << 8 | i64::from(*byte));
+		self.query(LOCK_NAME, &[&key]).await?;
+		Ok(())
+	}
+
+	/// Stores an invite unless there is one with its digest; whether it did.
+	async fn insert(&self, invites: &[&Invite]) -> Result<Vec<bool>, Trouble> {
+		let mut rows = Vec::with_capacity(invites.len());
+		for invite in invites {
+			rows.push(NewRow::of(invite)?);
+		}
+		let lists: Vec<_> = invites.iter().zip(&rows).map(|(invite, row)| row.params(invite)).collect();
+		Ok(self.execute_all(CREATE, &lists).await?.into_iter().map(|inserted| inserted == 1).collect())
+	}
+
+	async fn find(&self, text: &'static str, host: &str, digest: &Digest) -> Result<Option<Invite>, Trouble> {
+		Ok(self.all(text, &[&host, &&digest.as_bytes()[..]], read_invite).await?.pop())
+	}
+
+	async fn update(&self, invites: &[Invite]) -> Result<(), Trouble> {
+		let rows: Vec<_> =
+			invites.iter().map(|invite| (&invite.digest.as_bytes()[..], i64::from(invite.uses))).collect();
+		let lists: Vec<Vec<&(dyn ToSql + Sync)>> = invites
+			.iter()
+			.zip(&rows)
+			.map(|(invite, (digest, uses))| {
+				let list: [&(dyn ToSql + Sync); 7] = [
+					&invite.host,
+					digest,
+					uses,
+					&invite.paused,
+					&invite.revoked_at,
+					&invite.revoked_why,
+					&invite.ended_at,
+				];
+				list.to_vec()
+			})
+			.collect();
+		self.execute_all(UPDATE, &lists).await?;
+		Ok(())
+	}
+
+	/// Revokes what `which` picks of a user's open invites.
+	async fn retire(
+		&self,
+		host: &str,
+		username: &str,
+		which: &dyn Fn(&Invite) -> bool,
+		why: &str,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, Trouble> {
+		let mut retired = self.all(OPEN_INVITES_OF_USER_LOCKED, &[&host, &username], read_invite).await?;
+		retired.retain_mut(|invite| which(invite) && invite.revoke(Some(why), now));
+		self.update(&retired).await?;
+		Ok(retired)
+	}
+
+	/// The claims for a username and whether an invite other than `except` reserves it.
+	async fn view_name(
+		&self,
+		host: &str,
+		username: &str,
+		except: Option<&Digest>,
+		claims: &[Claim],
+		now: Timestamp,
+	) -> Result<View, Trouble> {
+		let is_on_name =
+			|claim: &&Claim| claim.purpose == Purpose::Account && claim.invitee.as_deref() == Some(username);
+		Ok(View {
+			claims_on_name: claims.iter().filter(is_on_name).cloned().collect(),
+			is_reserved: self
+				.all(OPEN_INVITES_OF_USER, &[&host, &username], read_invite)
+				.await?
+				.iter()
+				.any(|invite| Some(&invite.digest) != except && reserves(invite, username, now)),
+			..View::default()
+		})
+	}
+
+	/// Locks what a claim is about, releases claims of the same holder, or of nobody, and decides.
+	async fn decide(
+		&self,
+		claim: &Claim,
+		released: &[Nonce],
+		now: Timestamp,
+	) -> Result<Result<(), Refusal>, Trouble> {
+		let name = if claim.purpose == Purpose::Account { claim.invitee.as_deref() } else { None };
+		if let Some(name) = name {
+			self.lock_name(&claim.host, name).await?;
+		}
+		let invite = self.find(FIND_LOCKED, &claim.host, &claim.digest).await?;
+		if !released.is_empty() {
+			let nonces: Vec<_> = released.iter().map(|nonce| &nonce.as_bytes()[..]).collect();
+			self.execute(RELEASE_ALL, &[&claim.host, &nonces]).await?;
+		}
+		let claims = self.all(CLAIMS, &[&claim.host], read_claim).await?;
+		let of_name = match name {
+			Some(name) => self.view_name(&claim.host, name, Some(&claim.digest), &claims, now).await?,
+			None => View::default(),
+		};
+		let claims = claims.into_iter().filter(|other| other.digest == claim.digest).collect();
+		Ok(decide(&View { invite, claims, ..of_name }, claim, now))
+	}
+
+	/// Counts the use that a claim has become.
+	async fn count(
+		&self,
+		claim: &Claim,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Option<Invite>, Trouble> {
+		let (digest, nonce) = (&claim.digest.as_bytes()[..], &claim.nonce.as_bytes()[..]);
+		let params: Params<'_> =
+			&[&claim.host, &digest, &nonce, &claim.purpose.as_str(), &claim.invitee, &source, &now];
+		self.execute(REDEMPTION, params).await?;
+		let Some(mut invite) = self.find(FIND_LOCKED, &claim.host, &claim.digest).await? else {
+			return Ok(None);
+		};
+		invite.add_use(now);
+		self.update(std::slice::from_ref(&invite)).await?;
+		Ok(Some(invite))
+	}
+
+	/// Adds to what was changed what the attempt before has changed, if its commit took place.
+	async fn with_lost(
+		&self,
+		mut changed: Vec<Invite>,
+		lost: Option<&Vec<Invite>>,
+	) -> Result<Vec<Invite>, Trouble> {
+		for invite in lost.into_iter().flatten() {
+			let is_new = changed.iter().any(|other| other.digest == invite.digest);
+			// Locked: the attempt before may be committing still.
+			if !is_new && self.find(FIND_LOCKED, &invite.host, &invite.digest).await?.as_ref() == Some(invite)
+			{
+				changed.push(invite.clone());
+			}
+		}
+		Ok(changed)
+	}
+
+	async fn is_redeemed(&self, host: &str, digest: &Digest, nonce: &Nonce) -> Result<bool, Trouble> {
+		self.is_there(IS_REDEEMED, &[&host, &&digest.as_bytes()[..], &&nonce.as_bytes()[..]]).await
+	}
+}
+
+/// What a new row holds that the invite holds in another form.
+struct NewRow<'a> {
+	digest: &'a [u8],
+	token: Option<&'a str>,
+	invite_type: &'static str,
+	kind: &'static str,
+	max_uses: Option<i64>,
+	uses: i64,
+	fields: Option<String>,
+}
+
+impl<'a> NewRow<'a> {
+	fn of(invite: &'a Invite) -> Result<Self, Trouble> {
+		let fields = if invite.fields.is_empty() {
+			None
+		} else {
+			let fields = Value::Table(invite.fields.clone()).encode();
+			Some(fields.map_err(|error| damaged(&invite.digest, error))?)
+		};
+		Ok(Self {
+			digest: invite.digest.as_bytes(),
+			// PostgreSQL's text holds no NUL, nor does XML: nobody can present such a token.
+			token: invite.token.as_ref().map(Token::reveal).filter(|token| !token.contains('\0')),
+			invite_type: invite.invite_type.as_str(),
+			kind: invite.kind().as_str(),
+			max_uses: invite.max_uses.map(i64::from),
+			uses: i64::from(invite.uses),
+			fields,
+		})
+	}
+
+	fn params(&'a self, invite: &'a Invite) -> Vec<&'a (dyn ToSql + Sync)> {
+		vec![
+			&invite.host,
+			&self.digest,
+			&self.token,
+			&self.invite_type,
+			&self.kind,
+			&invite.username,
+			&invite.allow_registration,
+			&invite.created_at,
+			&invite.expires,
+			&self.max_uses,
+			&self.uses,
+			&invite.paused,
+			&invite.revoked_at,
+			&invite.revoked_why,
+			&invite.ended_at,
+			&self.fields,
+		]
+	}
+}
+
+impl InviteStore for PostgresStore {
+	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
+		let doing = "storing an invite";
+		let Some(username) = &invite.username else {
+			// Nothing can be superseded, and one statement is a transaction of its own.
+			let mut is_repeated = false;
+			return self.connection.call(doing, async |session| {
+				let is_new = session.insert(&[invite]).await?[0];
+				let was_lost = std::mem::replace(&mut is_repeated, true);
+				if is_new
+					|| was_lost
+						&& session.find(FIND, &invite.host, &invite.digest).await?.as_ref() == Some(invite)
+				{
+					return Ok(Vec::new());
+				}
+				Err(StoreError::Exists.into())
+			});
+		};
+		self.connection.change(doing, async |session, lost: Option<&Vec<Invite>>| {
+			session.lock_name(&invite.host, username).await?;
+			if let Some(superseded) = lost
+				&& session.find(FIND, &invite.host, &invite.digest).await?.is_some()
+			{
+				return Ok(superseded.clone());
+			}
+			let which = |older: &Invite| supersedes(invite, older);
+			let superseded =
+				session.retire(&invite.host, username, &which, super::SUPERSEDED, invite.created_at).await?;
+			if session.insert(&[invite]).await?[0] { Ok(superseded) } else { Err(StoreError::Exists.into()) }
+		})
+	}
+
+	fn import(&self, invites: &[Invite]) -> Result<usize, StoreError> {
+		// In one order, so that servers that import the same at once do not wait for each other.
+		let mut invites: Vec<_> = invites.iter().collect();
+		invites.sort_by_key(|invite| (&invite.host, invite.digest));
+		let kept =
+			self.connection.change("importing invites", async |session, lost: Option<&Vec<&Invite>>| {
+				if let Some(kept) = lost
+					&& let Some(first) = kept.first()
+					&& session.find(FIND, &first.host, &first.digest).await?.is_some()
+				{
+					return Ok(kept.clone());
+				}
+				let inserted = session.insert(&invites).await?;
+				let kept = invites.iter().zip(inserted).filter(|(_, is_new)| *is_new);
+				Ok(kept.map(|(invite, _)| *invite).collect())
+			})?;
+		Ok(kept.len())
+	}
+
+	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
+		self.connection.call("looking an invite up", async |session| session.find(FIND, host, digest).await)
+	}
+
+	fn claim(
+		&self,
+		claim: &Claim,
+		replaced: Option<&Nonce>,
+		now: Timestamp,
+	) -> Result<Result<(), Refusal>, StoreError> {
+		let mut released = self.forsaken_nonces(&claim.host, now);
+		released.extend(replaced);
+		let nonce = &claim.nonce.as_bytes()[..];
+		let claimed = self.connection.change(
+			"claiming an invite",
+			async |session, lost: Option<&Result<(), Refusal>>| {
+				let decision = session.decide(claim, &released, now).await?;
+				let was_made = lost.is_some_and(Result::is_ok);
+				if was_made && session.is_there(IS_CLAIMED, &[&claim.host, &nonce]).await? {
+					return Ok(Ok(()));
+				}
+				if decision.is_ok() {
+					let params: Params<'_> = &[
+						&claim.host,
+						&nonce,
+						&&claim.digest.as_bytes()[..],
+						&claim.purpose.as_str(),
+						&claim.invitee,
+						&&claim.boot.as_bytes()[..],
+						&claim.lease_end,
+					];
+					session.execute(CLAIM, params).await?;
+				}
+				Ok(decision)
+			},
+		);
+		if claimed.is_err() {
+			self.forsaken().push(claim.clone());
+		}
+		claimed
+	}
+
+	fn redeem(
+		&self,
+		host: &str,
+		digest: &Digest,
+		nonce: &Nonce,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Redeemed, StoreError> {
+		self.connection.change("redeeming an invite", async |session, lost: Option<&Redeemed>| {
+			session.find(FIND_LOCKED, host, digest).await?;
+			let claims = session.all(REDEEMED_CLAIM, &[&host, &&nonce.as_bytes()[..]], read_claim).await?;
+			if let Some(claim) = claims.first() {
+				return Ok(session.count(claim, source, now).await?.map_or(Redeemed::Lost, Redeemed::Now));
+			}
+			if !session.is_redeemed(host, digest, nonce).await? {
+				return Ok(Redeemed::Lost);
+			}
+			Ok(match lost {
+				Some(now @ Redeemed::Now(_)) => now.clone(),
+				_ => Redeemed::Before,
+			})
+		})
+	}
+
+	fn redeem_at_once(
+		&self,
+		claim: &Claim,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Result<Invite, Refusal>, StoreError> {
+		let released = self.forsaken_nonces(&claim.host, now);
+		self.connection.change(
+			"redeeming an invite",
+			async |session, lost: Option<&Result<Invite, Refusal>>| {
+				let decision = session.decide(claim, &released, now).await?;
+				if let Some(Ok(invite)) = lost
+					&& session.is_redeemed(&claim.host, &claim.digest, &claim.nonce).await?
+				{
+					return Ok(Ok(invite.clone()));
+				}
+				match decision {
+					Ok(()) => Ok(session.count(claim, source, now).await?.ok_or(Refusal::Invalid)),
+					Err(refusal) => Ok(Err(refusal)),
+				}
+			},
+		)
+	}
+
+	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
+		self.connection.change("releasing an invite", async |session, lost: Option<&bool>| {
+			let params: Params<'_> = &[&host, &&nonce.as_bytes()[..], &only_stale];
+			let released = session.execute(RELEASE, params).await? == 1;
+			Ok(released || lost.copied().unwrap_or(false))
+		})
+	}
+
+	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
+		self.connection.call("renewing a claim", async |session| {
+			Ok(session.execute(RENEW, &[&host, &&nonce.as_bytes()[..], &lease_end]).await? == 1)
+		})
+	}
+
+	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
+		self.connection.snapshot("looking a username up", async |session| {
+			let claims = session.all(CLAIMS, &[&host], read_claim).await?;
+			session.view_name(host, username, None, &claims, now).await
+		})
+	}
+
+	fn revoke(
+		&self,
+		host: &str,
+		digest: &Digest,
+		why: Option<&str>,
+		now: Timestamp,
+	) -> Result<Option<Invite>, StoreError> {
+		self.connection.change("revoking an invite", async |session, lost: Option<&Option<Invite>>| {
+			let Some(mut invite) = session.find(FIND_LOCKED, host, digest).await? else {
+				return Ok(None);
+			};
+			if let Some(Some(revoked)) = lost
+				&& *revoked == invite
+			{
+				return Ok(Some(invite));
+			}
+			if !invite.revoke(why, now) {
+				return Ok(None);
+			}
+			session.update(std::slice::from_ref(&invite)).await?;
+			Ok(Some(invite))
+		})
+	}
+
+	fn retire(
+		&self,
+		host: &str,
+		username: &str,
+		which: &dyn Fn(&Invite) -> bool,
+		why: &str,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		let doing = "retiring the invites of a user";
+		// Most users have none, and looking for them needs no lock.
+		let has_any = self.connection.call(doing, async |session| {
+			let open = session.all(OPEN_INVITES_OF_USER, &[&host, &username], read_invite).await?;
+			Ok(open.iter().any(which))
+		})?;
+		if !has_any {
+			return Ok(Vec::new());
+		}
+		self.connection.change(doing, async |session, lost: Option<&Vec<Invite>>| {
+			let retired = session.retire(host, username, which, why, now).await?;
+			session.with_lost(retired, lost).await
+		})
+	}
+
+	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {
+		self.connection.change("pausing or resuming an invite", async |session, lost: Option<&bool>| {
+			let Some(mut invite) = session.find(FIND_LOCKED, host, digest).await? else {
+				return Ok(false);
+			};
+			if invite.ended_at.is_some() {
+				return Ok(false);
+			}
+			if invite.paused == paused {
+				return Ok(lost.copied().unwrap_or(false));
+			}
+			invite.paused = paused;
+			session.update(&[invite]).await?;
+			Ok(true)
+		})
+	}
+
+	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
+		let doing = "ending expired invites";
+		// Nearly always there is none, and looking for them needs no lock.
+		let is_due =
+			self.connection.call(doing, async |session| session.is_there(IS_DUE, &[&host, &now]).await)?;
+		if !is_due {
+			return Ok(Vec::new());
+		}
+		self.connection.change(doing, async |session, lost: Option<&Vec<Invite>>| {
+			let params: Params<'_> = &[&host, &now, &i64::from(limit)];
+			let mut ended = session.all(DUE_LOCKED, params, read_invite).await?;
+			for invite in &mut ended {
+				invite.ended_at = Some(now);
+			}
+			session.update(&ended).await?;
+			session.with_lost(ended, lost).await
+		})
+	}
+
+	fn open_invites(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.connection.call("listing invites", async |session| {
+			// Every digest follows the empty one.
+			let after = after.map_or(&[][..], |after| after.as_bytes());
+			session.all(OPEN_INVITES, &[&host, &after, &i64::from(limit)], read_invite).await
+		})
+	}
+
+	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {
+		self.connection.call("listing the uses of an invite", async |session| {
+			session.all(REDEMPTIONS, &[&host, &&digest.as_bytes()[..]], read_redemption).await
+		})
+	}
+}
