@@ -52,11 +52,22 @@ impl Postgres {
 
 	/// The URL of a new empty database, by way of the socket.
 	pub(crate) fn new_database(&self) -> String {
+		self.new_database_with("")
+	}
+
+	/// The same with more of the CREATE DATABASE.
+	pub(crate) fn new_database_with(&self, options: &str) -> String {
 		let mut commands = self.lock();
 		commands.databases += 1;
 		let name = format!("spec{}", commands.databases);
-		commands.tell(&format!("database {name}"));
+		commands.tell(&format!("database {name} {options}"));
 		format!("postgresql://prosody@{}:{}/{name}", self.directory.replace('/', "%2F"), self.port)
+	}
+
+	/// Its socket.
+	#[allow(dead_code, reason = "not every test that includes this looks for it")]
+	pub(crate) fn socket(&self) -> String {
+		format!("{}/.s.PGSQL.{}", self.directory, self.port)
 	}
 }
 

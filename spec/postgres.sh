@@ -2,7 +2,7 @@
 # spec/postgres.sh
 # A PostgreSQL of its own in a scratch directory, on loopback, for as long as standard input is open; then it is gone.
 # Prints PORT and DIRECTORY when it is ready; its socket is in that directory, its data in data/, its log in log. Reads
-# commands, one a line, and answers each with "done": start, stop, kill, freeze, thaw, database NAME.
+# commands, one a line, and answers each with "done": start, stop, kill, freeze, thaw, database NAME, sql DATABASE STATEMENT.
 #
 # postgres is the superuser, on the socket alone and without a password. prosody owns the databases, and has one.
 set -euo pipefail
@@ -71,6 +71,7 @@ while read -r command argument; do
 		kill) signal_all KILL && stop KILL ;;
 		freeze) signal_all STOP ;;
 		thaw) signal_all CONT ;;
+		sql) psql --dbname="${argument%% *}" --command="${argument#* }" ;;
 		database) psql --dbname=postgres --command="CREATE DATABASE $argument OWNER prosody" ;;
 		*) echo "$0: $command is unknown" >&2; exit 2 ;;
 	esac

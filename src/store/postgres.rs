@@ -26,6 +26,7 @@
 //! have made is held by nobody: [`PostgresStore`] keeps its nonce, and the next claim releases it.
 
 mod address;
+mod check;
 mod connection;
 #[cfg(test)]
 mod tests;
@@ -38,7 +39,8 @@ use sha2::{Digest as _, Sha256};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use super::{InviteStore, StoreError};
+use super::{Carries, InviteStore, Record, StoreError};
+use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
@@ -62,6 +64,8 @@ const UPDATE: &str = "UPDATE invite SET uses = $3, paused = $4, revoked_at = $5,
 
 const OPEN_INVITES: &str =
 	"SELECT * FROM invite WHERE host = $1 AND digest > $2 AND ended_at IS NULL ORDER BY digest LIMIT $3";
+
+const ALL_INVITES: &str = "SELECT * FROM invite WHERE host = $1 AND digest > $2 ORDER BY digest LIMIT $3";
 
 const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = $1 AND username = $2 AND ended_at IS NULL";
@@ -99,7 +103,8 @@ const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpose, 
 
 const IS_REDEEMED: &str = "SELECT FROM redemption WHERE host = $1 AND digest = $2 AND nonce = $3";
 
-const REDEMPTIONS: &str = "SELECT * FROM redemption WHERE host = $1 AND digest = $2 ORDER BY used_at, nonce";
+const REDEMPTIONS: &str =
+	"SELECT * FROM redemption WHERE host = $1 AND digest = ANY($2) ORDER BY used_at, nonce";
 
 /// The stores that [`PostgresStore::shared`] has handed out, by connection string.
 static STORES: LazyLock<Mutex<HashMap<String, Arc<PostgresStore>>>> = LazyLock::new(Mutex::default);
@@ -225,14 +230,17 @@ fn read_claim(row: &Row) -> Result<Claim, Trouble> {
 	})
 }
 
-fn read_redemption(row: &Row) -> Result<Redemption, Trouble> {
-	Ok(Redemption {
+/// With the digest of its invite.
+fn read_redemption(row: &Row) -> Result<(Digest, Redemption), Trouble> {
+	let digest = digest(row)?;
+	let redemption = Redemption {
 		nonce: nonce(row, "nonce")?,
-		purpose: purpose(row, &digest(row)?)?,
+		purpose: purpose(row, &digest)?,
 		invitee: row.try_get("invitee")?,
 		source: row.try_get("source")?,
 		used_at: row.try_get("used_at")?,
-	})
+	};
+	Ok((digest, redemption))
 }
 
 /// What the domain asks of one session.
@@ -357,6 +365,48 @@ impl Session {
 		Ok(decide(&View { invite, claims, ..of_name }, claim, now))
 	}
 
+	/// A page of invites by a statement that takes a page's parameters.
+	async fn page(
+		&self,
+		text: &'static str,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Vec<Invite>, Trouble> {
+		// Every digest follows the empty one.
+		let after = after.map_or(&[][..], |after| after.as_bytes());
+		self.all(text, &[&host, &after, &i64::from(limit)], read_invite).await
+	}
+
+	/// The uses of some invites.
+	async fn redemptions(
+		&self,
+		host: &str,
+		digests: &[&Digest],
+	) -> Result<Vec<(Digest, Redemption)>, Trouble> {
+		let digests: Vec<_> = digests.iter().map(|digest| &digest.as_bytes()[..]).collect();
+		self.all(REDEMPTIONS, &[&host, &digests], read_redemption).await
+	}
+
+	async fn insert_redemption(
+		&self,
+		host: &str,
+		digest: &Digest,
+		redemption: &Redemption,
+	) -> Result<(), Trouble> {
+		let params: Params<'_> = &[
+			&host,
+			&&digest.as_bytes()[..],
+			&&redemption.nonce.as_bytes()[..],
+			&redemption.purpose.as_str(),
+			&redemption.invitee,
+			&redemption.source,
+			&redemption.used_at,
+		];
+		self.execute(REDEMPTION, params).await?;
+		Ok(())
+	}
+
 	/// Counts the use that a claim has become.
 	async fn count(
 		&self,
@@ -364,10 +414,14 @@ impl Session {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, Trouble> {
-		let (digest, nonce) = (&claim.digest.as_bytes()[..], &claim.nonce.as_bytes()[..]);
-		let params: Params<'_> =
-			&[&claim.host, &digest, &nonce, &claim.purpose.as_str(), &claim.invitee, &source, &now];
-		self.execute(REDEMPTION, params).await?;
+		let redemption = Redemption {
+			nonce: claim.nonce,
+			purpose: claim.purpose,
+			invitee: claim.invitee.clone(),
+			source: source.map(str::to_owned),
+			used_at: now,
+		};
+		self.insert_redemption(&claim.host, &claim.digest, &redemption).await?;
 		let Some(mut invite) = self.find(FIND_LOCKED, &claim.host, &claim.digest).await? else {
 			return Ok(None);
 		};
@@ -452,18 +506,22 @@ impl<'a> NewRow<'a> {
 }
 
 impl InviteStore for PostgresStore {
+	fn carries(&self) -> Carries {
+		Carries::ALL
+	}
+
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
 		let doing = "storing an invite";
 		let Some(username) = &invite.username else {
 			// Nothing can be superseded, and one statement is a transaction of its own.
-			let mut is_repeated = false;
+			let mut attempts = 0;
 			return self.connection.call(doing, async |session| {
-				let is_new = session.insert(&[invite]).await?[0];
-				let was_lost = std::mem::replace(&mut is_repeated, true);
-				if is_new
-					|| was_lost
-						&& session.find(FIND, &invite.host, &invite.digest).await?.as_ref() == Some(invite)
-				{
+				attempts += 1;
+				if session.insert(&[invite]).await?[0] {
+					return Ok(Vec::new());
+				}
+				let found = session.find(FIND, &invite.host, &invite.digest).await?;
+				if attempts > 1 && found.as_ref() == Some(invite) {
 					return Ok(Vec::new());
 				}
 				Err(StoreError::Exists.into())
@@ -483,23 +541,55 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
-	fn import(&self, invites: &[Invite]) -> Result<usize, StoreError> {
+	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
 		// In one order, so that servers that import the same at once do not wait for each other.
-		let mut invites: Vec<_> = invites.iter().collect();
-		invites.sort_by_key(|invite| (&invite.host, invite.digest));
+		let mut records: Vec<_> = records.iter().collect();
+		records.sort_by_key(|record| (&record.invite.host, record.invite.digest));
+		let invites: Vec<_> = records.iter().map(|record| &record.invite).collect();
 		let kept =
-			self.connection.change("importing invites", async |session, lost: Option<&Vec<&Invite>>| {
+			self.connection.change("importing invites", async |session, lost: Option<&Vec<&Record>>| {
 				if let Some(kept) = lost
-					&& let Some(first) = kept.first()
-					&& session.find(FIND, &first.host, &first.digest).await?.is_some()
+					&& let Some(Record { invite, .. }) = kept.first()
+					&& session.find(FIND, &invite.host, &invite.digest).await?.is_some()
 				{
 					return Ok(kept.clone());
 				}
 				let inserted = session.insert(&invites).await?;
-				let kept = invites.iter().zip(inserted).filter(|(_, is_new)| *is_new);
-				Ok(kept.map(|(invite, _)| *invite).collect())
+				let kept: Vec<_> = records
+					.iter()
+					.zip(inserted)
+					.filter(|(_, is_new)| *is_new)
+					.map(|(record, _)| *record)
+					.collect();
+				for Record { invite, redemptions } in &kept {
+					for redemption in redemptions {
+						session.insert_redemption(&invite.host, &invite.digest, redemption).await?;
+					}
+				}
+				Ok(kept)
 			})?;
 		Ok(kept.len())
+	}
+
+	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError> {
+		self.connection.snapshot("reading invites", async |session| {
+			let invites = session.page(ALL_INVITES, host, after, limit).await?;
+			let used: Vec<_> =
+				invites.iter().filter(|invite| invite.uses > 0).map(|invite| &invite.digest).collect();
+			let mut redemptions: HashMap<Digest, Vec<Redemption>> = HashMap::new();
+			for (digest, redemption) in session.redemptions(host, &used).await? {
+				redemptions.entry(digest).or_default().push(redemption);
+			}
+			let record = |invite: Invite| {
+				let redemptions = redemptions.remove(&invite.digest).unwrap_or_default();
+				Record { invite, redemptions }
+			};
+			Ok(invites.into_iter().map(record).collect())
+		})
+	}
+
+	fn check(&self) -> Vec<Finding> {
+		self.look()
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
@@ -702,16 +792,14 @@ impl InviteStore for PostgresStore {
 		after: Option<&Digest>,
 		limit: u32,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.connection.call("listing invites", async |session| {
-			// Every digest follows the empty one.
-			let after = after.map_or(&[][..], |after| after.as_bytes());
-			session.all(OPEN_INVITES, &[&host, &after, &i64::from(limit)], read_invite).await
-		})
+		self.connection
+			.call("listing invites", async |session| session.page(OPEN_INVITES, host, after, limit).await)
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {
-		self.connection.call("listing the uses of an invite", async |session| {
-			session.all(REDEMPTIONS, &[&host, &&digest.as_bytes()[..]], read_redemption).await
-		})
+		let found = self.connection.call("listing the uses of an invite", async |session| {
+			session.redemptions(host, &[digest]).await
+		})?;
+		Ok(found.into_iter().map(|(_, redemption)| redemption).collect())
 	}
 }

@@ -117,6 +117,16 @@ impl Address {
 		&self.config
 	}
 
+	/// Whether the server has to show who it is.
+	pub(super) const fn is_verified(&self) -> bool {
+		self.trust.is_some()
+	}
+
+	/// Whether nothing that is said to the database leaves this machine.
+	pub(super) fn is_local(&self) -> bool {
+		is_local(&self.config)
+	}
+
 	/// What is needed for TLS, read anew each time: certificates are replaced while servers run.
 	pub(super) fn tls(&self) -> Result<MakeRustlsConnect, TrustError> {
 		let mut roots = RootCertStore::empty();
@@ -205,7 +215,6 @@ fn complete(config: &mut Config, environment: impl Fn(&str) -> Option<String>) -
 	Ok(())
 }
 
-/// Whether nothing that is said to the database leaves this machine.
 fn is_local(config: &Config) -> bool {
 	let is_loopback = |host: &Host| match host {
 		Host::Unix(_) => true,

@@ -36,6 +36,12 @@ const SESSION: &str = include_str!("session.sql");
 /// Held by whoever looks for migrations to make (an advisory lock: there is no table yet).
 const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"PInvites");
 
+/// Asked of the catalog's tables: `to_regclass` may still say what it said before somebody else's migration.
+const SCHEMA: &str = "SELECT FROM pg_namespace WHERE nspname = 'prosody_invites'";
+
+const MIGRATED: &str =
+	"SELECT FROM pg_tables WHERE schemaname = 'prosody_invites' AND tablename = 'migration'";
+
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM prosody_invites.migration";
 
 /// The first pause after the database was found away, and the longest.
@@ -112,6 +118,10 @@ enum Failure {
 impl Connection {
 	pub(super) fn new(address: Address, deadline: Duration) -> Self {
 		Self { address, deadline, state: Mutex::default() }
+	}
+
+	pub(super) const fn address(&self) -> &Address {
+		&self.address
 	}
 
 	fn lock(&self) -> MutexGuard<'_, State> {
@@ -307,8 +317,7 @@ impl Connection {
 				for (index, migration) in MIGRATIONS.iter().enumerate().skip(seen) {
 					if index == 0 {
 						// It may have been made by somebody who may make schemas, for a user who may not.
-						let there = "SELECT to_regnamespace('prosody_invites') IS NOT NULL";
-						if !session.client.query_one(there, &[]).await?.try_get::<_, bool>(0)? {
+						if session.client.query_opt(SCHEMA, &[]).await?.is_none() {
 							session.client.batch_execute("CREATE SCHEMA prosody_invites").await?;
 						}
 						session
@@ -330,8 +339,7 @@ impl Connection {
 	}
 
 	async fn version(&self, session: &Session) -> Result<usize, Trouble> {
-		let there = "SELECT to_regclass('prosody_invites.migration') IS NOT NULL";
-		if !session.client.query_one(there, &[]).await?.try_get::<_, bool>(0)? {
+		if session.client.query_opt(MIGRATED, &[]).await?.is_none() {
 			return Ok(0);
 		}
 		let found: i32 = session.client.query_one(VERSION, &[]).await?.try_get(0)?;
