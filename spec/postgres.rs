@@ -30,7 +30,7 @@ impl Postgres {
 		let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
 		let mut commands = Commands { databases: 0, input, output, _child: child };
 		let line = commands.answer();
-		let (port, directory) = line.split_once(' ').expect("PostgreSQL does not start");
+		let (port, directory) = line.split_once(' ').unwrap();
 		Self { port: port.to_owned(), directory: directory.to_owned(), commands: Mutex::new(commands) }
 	}
 

