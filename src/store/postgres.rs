@@ -589,7 +589,7 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
-	fn check(&self) -> Vec<Finding> {
+	fn check(&self, _: &str) -> Vec<Finding> {
 		self.look()
 	}
 
