@@ -12,10 +12,12 @@
 # make licences  LICENSE-THIRD-PARTY.md, of what is linked into the library (cargo install cargo-about)
 # make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
 #
+# FEATURES= leaves PostgreSQL out, and with it a good third of the library.
+#
 # On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
 
 LUA ?= lua5.4
-FEATURES ?=
+FEATURES ?= postgres
 GLIBC ?=
 PLUGINS ?= /usr/local/lib/prosody/modules
 export LUA GLIBC
@@ -64,6 +66,7 @@ mutants: machine-test build
 
 lint: machine-lint
 	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --features lua54,postgres -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features lua54 -- -D warnings
 	for lua in $(LUAS); do $(CARGO) check --locked --features $$lua || exit; done
 	luacheck lua spec

@@ -52,6 +52,7 @@ need_for_test() {
 	need "the test runners" lua-busted python3-pytest python3-pytest-xdist python3-jsonschema
 	need "Prosody's own SQL storage, to import from" lua-dbi-sqlite3
 	need "to watch disk flushes and read the database" strace sqlite3
+	need "the database that servers share, and its certificates" postgresql-common postgresql-15 openssl procps
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev
 	need "the invite pages, and the browser that looks at them" libjs-bootstrap4 libjs-jquery chromium openssl
 	need_python "drives the browser" playwright playwright==1.65.2
@@ -94,7 +95,17 @@ install_missing() {
 	[[ " ${missing[*]} " != *" cargo-web "* ]] || check_cargo_web
 	echo "installing: ${missing[*]}"
 	mkdir -p target
-	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}" >target/apt.log 2>&1 || {
+	if [[ " ${missing[*]} " == *" postgresql-common "* ]]; then
+		# By itself first, to be told that there is to be no cluster: it would run from now on.
+		quietly "${install[@]:0:${#install[@]}-${#missing[@]}}" postgresql-common
+		"${sudo[@]}" sed -i 's/^#*create_main_cluster .*/create_main_cluster = false/' \
+			/etc/postgresql-common/createcluster.conf
+	fi
+	quietly "${install[@]}"
+}
+
+quietly() { # COMMAND…
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "$@" >target/apt.log 2>&1 || {
 		tail -n 20 target/apt.log >&2
 		exit 1
 	}

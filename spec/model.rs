@@ -519,7 +519,7 @@ fn the_sqlite_store_agrees_with_the_model() {
 	agrees_with_the_model(CASES, Sqlite { path, store });
 }
 
-/// Each takes many conversations with another process, so all of them take minutes: SPEC_CASES in the environment has
+/// Each takes many conversations with another process, so all of them take minutes: `SPEC_CASES` in the environment has
 /// its way. The rules are the same code as in the other stores.
 #[cfg(feature = "postgres")]
 const POSTGRESQL_CASES: u32 = 1_000;

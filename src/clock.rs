@@ -33,9 +33,3 @@ impl Stopwatch {
 		self.0.elapsed()
 	}
 }
-
-/// The present moment of a clock that nobody sets: for waiting, not for rules.
-#[must_use]
-pub fn instant() -> Instant {
-	Instant::now()
-}

@@ -124,14 +124,13 @@ class Network:
                 threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with client, socket.create_connection((_LOOPBACK, self._target)) as server:
+        # The database may be down, and either side may go at any time.
+        with client, suppress(ConnectionError), socket.create_connection((_LOOPBACK, self._target)) as server:
             while self._is_open:
                 readable, _, _ = select.select([client, server], [], [], 0.1)
                 for source in readable:
-                    with suppress(ConnectionError):
-                        if self._pass_on(source, client, server):
-                            continue
-                    return
+                    if not self._pass_on(source, client, server):
+                        return
 
     def _pass_on(self, source: socket.socket, client: socket.socket, server: socket.socket) -> bool:
         """Whether the connection goes on."""

@@ -319,13 +319,11 @@ async def test_while_the_database_is_away_invites_fail_nobody_waits_long_and_all
             away = trouble(own_postgres, network)
             await asyncio.to_thread(next, away)
             began = time.monotonic()
-            failures = 0
             while time.monotonic() - began < 3:
                 assert await evaluate(server, CREATE) == FAILED
                 get = 'local invite, why = module:depends("invites").get(args.token); return invite, why;'
                 assert await evaluate(server, get, token=tokens[0]) == FAILED
                 assert await register(server, tokens[0], "romeo") == "internal-server-error"
-                failures += 3
             await asyncio.to_thread(next, away, None)
             came_back = time.monotonic()
             while (await evaluate(server, CREATE))[0] is None:
@@ -333,7 +331,6 @@ async def test_while_the_database_is_away_invites_fail_nobody_waits_long_and_all
             assert time.monotonic() - came_back < RECOVERY
             for number, token in enumerate(tokens):
                 assert await register(server, token, f"user{number}") == "registered"
-        assert failures > 10, "those who need not wait are refused at once"
         assert pings.longest < DEADLINE + MARGIN + others.longest
         assert accounts(server) == ["juliet", *(f"user{number}" for number in range(5))]
         used = own_postgres.query(database, "SELECT count(*) FROM invite WHERE uses = 1 AND max_uses = 1")

@@ -59,13 +59,13 @@ pub enum AddressError {
 /// Certificates that cannot be had.
 #[derive(Debug, Error)]
 pub(super) enum TrustError {
-	#[error("sslrootcert={} cannot be read", .0.display())]
+	#[error("sslrootcert={} cannot be read: {}", .0.display(), .1)]
 	Unreadable(PathBuf, #[source] rustls::pki_types::pem::Error),
 	#[error("sslrootcert={} holds no certificate that can be used", .0.display())]
 	Empty(PathBuf),
 	#[error("this system has no certificates of authorities: name those to trust as sslrootcert=FILE")]
 	NoSystem,
-	#[error("TLS cannot be set up")]
+	#[error("TLS cannot be set up: {0}")]
 	Setup(#[from] rustls::Error),
 }
 

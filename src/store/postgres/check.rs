@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::PostgresStore;
 use super::connection::MIGRATIONS;
 use crate::check::Finding;
-use crate::clock;
+use crate::clock::{self, Stopwatch};
 
 const LOOK: &str = "SELECT current_setting('server_version') AS server_version, \
 	current_setting('transaction_read_only') = 'on' AS is_read_only, \
@@ -24,7 +24,7 @@ impl PostgresStore {
 		let looked = self.connection.call("checking the database", async |session| {
 			// The first time it is prepared.
 			session.query(LOOK, &[]).await?;
-			let asked = clock::instant();
+			let asked = Stopwatch::start();
 			let row = session.query(LOOK, &[]).await?.swap_remove(0);
 			let took = asked.elapsed();
 			let version: String = row.try_get("server_version")?;

@@ -15,7 +15,7 @@ use std::fmt;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::{Either, select, try_join_all};
 use rustls::CertificateError;
@@ -25,7 +25,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row, Statement};
 
 use super::address::Address;
-use crate::clock;
+use crate::clock::Stopwatch;
 use crate::store::StoreError;
 
 /// Every schema there was; the newest version in the table `migration` says how many of them the database has seen.
@@ -68,9 +68,9 @@ struct State {
 	away: Option<Away>,
 }
 
-/// The database could not be reached, and is not to be waited for until then.
+/// The database could not be reached, and is not to be waited for before a pause is over.
 struct Away {
-	until: Instant,
+	since: Stopwatch,
 	pause: Duration,
 	problem: String,
 	cause: Option<String>,
@@ -125,7 +125,7 @@ impl Connection {
 	}
 
 	fn lock(&self) -> MutexGuard<'_, State> {
-		// A connection that a panic left in the middle of something is told apart by the protocol itself.
+		// A panic in the middle of a call has taken the connection with it.
 		self.state.lock().unwrap_or_else(PoisonError::into_inner)
 	}
 
@@ -153,41 +153,40 @@ impl Connection {
 			Some(runtime) => runtime,
 			none => {
 				let runtime = Builder::new_current_thread().enable_all().build().map_err(|source| {
-					StoreError::Unavailable {
-						problem: "PostgreSQL cannot be used".to_owned(),
-						source: source.into(),
-					}
+					let problem = "PostgreSQL cannot be used".to_owned();
+					StoreError::Unavailable { problem, source: source.into() }
 				})?;
 				none.insert((runtime, std::process::id()))
 			}
 		};
 		if *process != std::process::id() {
-			return Err(
-				self.unusable("was connected to before this process was forked: restart Prosody", None)
-			);
+			return Err(self.unusable("was connected to before this process was forked: restart Prosody"));
 		}
-		if let Some(away) = away.as_ref().filter(|away| clock::instant() < away.until) {
+		if let Some(away) = away.as_ref().filter(|away| away.since.elapsed() < away.pause) {
 			return Err(away.error());
 		}
-		let attempts = async { tokio::time::timeout(self.deadline, self.attempts(doing, link, work)).await };
+		// Put back only where it is known what was done on it: it may be in the middle of a transaction.
+		let mut used = link.take();
+		let attempts =
+			async { tokio::time::timeout(self.deadline, self.attempts(doing, &mut used, work)).await };
 		let failure = match runtime.block_on(attempts) {
 			Ok(Ok(done)) => {
-				*away = None;
+				(*link, *away) = (used, None);
 				return Ok(done);
 			}
 			Ok(Err(failure)) => failure,
-			Err(_) => Failure::Away(self.unusable(
-				&format!("did not answer within {} ms; this was while {doing}", self.deadline.as_millis()),
-				None,
-			)),
+			Err(_) => {
+				let deadline = self.deadline.as_millis();
+				let problem = format!("did not answer within {deadline} ms; this was while {doing}");
+				Failure::Away(self.unusable(&problem))
+			}
 		};
 		match failure {
 			Failure::Refused(error) => {
-				*away = None;
+				(*link, *away) = (used, None);
 				Err(error)
 			}
 			Failure::Away(error) => {
-				*link = None;
 				let pause = away.as_ref().map_or(PAUSES.0, |away| PAUSES.1.min(away.pause * 2));
 				*away = Some(Away::new(&error, pause));
 				Err(error)
@@ -271,10 +270,8 @@ impl Connection {
 	}
 
 	async fn connect(&self) -> Result<Link, StoreError> {
-		let tls = self
-			.address
-			.tls()
-			.map_err(|error| self.unusable(&error.to_string(), error.source().map(ToString::to_string)))?;
+		let tls =
+			self.address.tls().map_err(|error| self.unusable(&format!("cannot be trusted: {error}")))?;
 		let (client, connection) =
 			self.address.config().connect(tls).await.map_err(|error| self.explain_connecting(error))?;
 		let encoding = connection.parameter("server_encoding").map(str::to_owned);
@@ -285,7 +282,7 @@ impl Connection {
 		};
 		if let Some(encoding) = encoding.filter(|encoding| encoding != "UTF8") {
 			let problem = format!("has the encoding {encoding}: create it anew with ENCODING 'UTF8'");
-			return Err(self.unusable(&problem, None));
+			return Err(self.unusable(&problem));
 		}
 		let milliseconds = self.deadline.as_millis();
 		let settings = SESSION
@@ -351,7 +348,7 @@ impl Connection {
 					again",
 					MIGRATIONS.len()
 				);
-				Err(self.unusable(&problem, None).into())
+				Err(self.unusable(&problem).into())
 			}
 		}
 	}
@@ -399,12 +396,9 @@ impl Connection {
 		}
 	}
 
-	fn unusable(&self, problem: &str, cause: Option<String>) -> StoreError {
+	fn unusable(&self, problem: &str) -> StoreError {
 		let problem = format!("the PostgreSQL database {} {problem}", self.address);
-		match cause {
-			Some(cause) => StoreError::Unavailable { problem, source: cause.into() },
-			None => StoreError::Unusable { problem, source: None },
-		}
+		StoreError::Unusable { problem, source: None }
 	}
 }
 
@@ -423,7 +417,7 @@ impl Away {
 			StoreError::Unavailable { problem, source } => (problem.clone(), Some(source.to_string())),
 			other => (other.to_string(), None),
 		};
-		Self { until: clock::instant() + pause, pause, problem, cause }
+		Self { since: Stopwatch::start(), pause, problem, cause }
 	}
 
 	/// What whoever waited was told.

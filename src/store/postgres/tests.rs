@@ -1,11 +1,9 @@
 //! What PostgreSQL adds to the promises that every store keeps. What it does in a running Prosody is tested in
 //! `spec/server/test_postgresql.py`.
 
-use std::time::Instant;
-
 use super::connection::MIGRATIONS;
 use super::*;
-use crate::clock;
+use crate::clock::Stopwatch;
 use crate::redemption::LEASE;
 use crate::store::conformance::{claim, promises, races, redeem_once, sample, tests};
 
@@ -374,7 +372,7 @@ fn what_was_cut_off_before_the_commit_keeps_its_locks_for_no_longer_than_the_dea
 	cut.proxy.wait_for(b"pg_advisory_xact_lock", Fate::Swallow);
 	let claim = claim(&cut.open, Purpose::Account, "romeo", NOW);
 	short.claim(&claim, None, NOW).unwrap_err();
-	let asked = clock::instant();
+	let asked = Stopwatch::start();
 	cut.direct.claim(&claim, None, NOW).unwrap().unwrap();
 	assert!(asked.elapsed() < DEADLINE / 3);
 }
@@ -411,11 +409,11 @@ fn while_the_database_is_away_one_call_in_a_pause_waits_and_the_others_fail_at_o
 	let invite = sample("example.com", "t");
 	eventually(|| store.create(&invite).is_ok());
 	server.tell("freeze");
-	let began = clock::instant();
+	let began = Stopwatch::start();
 	let (mut calls, mut waits) = (0, 0);
 	// Pauses of 0.25 s, 0.5 s, 1 s; and a wait before each of them, and one after.
 	while began.elapsed() < Duration::from_secs(2) {
-		let asked = clock::instant();
+		let asked = Stopwatch::start();
 		let error = store.find(&invite.host, &invite.digest).unwrap_err().to_string();
 		assert!(error.contains("did not answer within 200 ms"), "{error}");
 		calls += 1;
@@ -423,14 +421,14 @@ fn while_the_database_is_away_one_call_in_a_pause_waits_and_the_others_fail_at_o
 	}
 	assert!((2..=4).contains(&waits) && calls > 100, "{waits} of {calls} calls waited");
 	server.tell("thaw");
-	let thawed = clock::instant();
+	let thawed = Stopwatch::start();
 	eventually(|| store.find(&invite.host, &invite.digest).is_ok());
 	assert!(thawed.elapsed() < Duration::from_secs(5));
 }
 
 /// Asks until it is so.
 fn eventually(mut is_so: impl FnMut() -> bool) {
-	let began: Instant = clock::instant();
+	let began = Stopwatch::start();
 	while !is_so() {
 		assert!(began.elapsed() < DEADLINE, "not in {DEADLINE:?}");
 		std::thread::yield_now();
