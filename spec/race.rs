@@ -1,4 +1,4 @@
-//! Two processes with eight threads each redeem the same ten thousand invites from one database.
+//! Two processes with several threads each redeem the same ten thousand invites from one database.
 
 #![expect(
 	clippy::unwrap_used,
@@ -28,13 +28,18 @@ const INVITES: usize = 10_000;
 const PROCESSES: usize = 2;
 const THREADS: usize = 8;
 
+/// Each has a connection of its own there, and every refusal is a conversation of its own.
+const POSTGRESQL_THREADS: usize = 2;
+
 /// Says to this test binary that it is one of the processes, and where the database is: a file, or a URL.
 const DATABASE: &str = "RACE_DATABASE";
+
+const POSTGRESQL: &str = "postgresql:";
 
 fn open(database: &str, lock_wait: Duration) -> Invites {
 	let host = "example.com".to_owned();
 	#[cfg(feature = "postgres")]
-	if database.starts_with("postgresql:") {
+	if database.starts_with(POSTGRESQL) {
 		// A connection for each caller, so that threads meet in the database. None of them gives up: nobody would know
 		// whose use it was if the answer to a commit came too late.
 		let store = PostgresStore::new(database, Duration::from_secs(60)).unwrap();
@@ -60,14 +65,15 @@ fn a_process_that_takes_part() {
 	// A server's patience, so that giving up and trying again happens too.
 	let open = || open(&database, Duration::from_millis(500));
 	let digests = digests(&open());
+	let count = if database.starts_with(POSTGRESQL) { POSTGRESQL_THREADS } else { THREADS };
 	std::thread::scope(|threads| {
-		for thread in 0..THREADS {
+		for thread in 0..count {
 			let (open, digests) = (&open, &digests);
 			threads.spawn(move || {
 				let invites = open();
 				// Each begins elsewhere, so that they meet all the time.
 				for offset in 0..digests.len() {
-					let digest = digests[(offset + thread * digests.len() / THREADS) % digests.len()];
+					let digest = digests[(offset + thread * digests.len() / count) % digests.len()];
 					let attempt =
 						Attempt { digest, purpose: Purpose::Account, invitee: None, depends_on: None };
 					loop {
