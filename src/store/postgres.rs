@@ -44,6 +44,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::listing::{Position, Shelf};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -52,21 +53,47 @@ pub use address::AddressError;
 use connection::{Connection, Params, Session, Trouble};
 
 const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
-	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, ended_at, fields) \
-	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT DO NOTHING";
+	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields) \
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING";
 
 const FIND: &str = "SELECT * FROM invite WHERE host = $1 AND digest = $2";
 
 const FIND_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND digest = $2 FOR UPDATE";
 
 /// Writes back what can change of an invite.
-const UPDATE: &str = "UPDATE invite SET uses = $3, paused = $4, revoked_at = $5, revoked_why = $6, ended_at = $7 \
-	WHERE host = $1 AND digest = $2";
+const UPDATE: &str = "UPDATE invite SET token = $3, expires = $4, uses = $5, paused = $6, revoked_at = $7, \
+	revoked_why = $8, revoked_by = $9, ended_at = $10, fields = $11 WHERE host = $1 AND digest = $2";
 
 const OPEN_INVITES: &str =
 	"SELECT * FROM invite WHERE host = $1 AND digest > $2 AND ended_at IS NULL ORDER BY digest LIMIT $3";
 
 const ALL_INVITES: &str = "SELECT * FROM invite WHERE host = $1 AND digest > $2 ORDER BY digest LIMIT $3";
+
+const OPEN_SHELF: &str = "SELECT * FROM invite WHERE host = $1 AND ended_at IS NULL \
+	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
+
+/// What has ended and what is about to be noted as expired, each from its index.
+const HISTORY_SHELF: &str = "(SELECT *, ended_at AS over_at FROM invite WHERE host = $1 AND ended_at IS NOT NULL \
+	AND (ended_at, digest) < ($2, $3) ORDER BY ended_at DESC, digest DESC LIMIT $4) \
+	UNION ALL (SELECT *, expires AS over_at FROM invite WHERE host = $1 AND ended_at IS NULL AND expires < $5 \
+	AND (expires, digest) < ($2, $3) ORDER BY expires DESC, digest DESC LIMIT $4) \
+	ORDER BY over_at DESC, digest DESC LIMIT $4";
+
+const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = $1 AND ended_at IS NULL \
+	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
+
+const IS_OVER: &str = "SELECT FROM invite WHERE host = $1 AND ended_at < $2 LIMIT 1";
+
+/// What somebody else works on is for the next time.
+const OVER_LOCKED: &str = "SELECT digest FROM invite WHERE host = $1 AND ended_at < $2 \
+	AND digest NOT IN (SELECT digest FROM claim WHERE host = $1) \
+	ORDER BY ended_at LIMIT $3 FOR UPDATE SKIP LOCKED";
+
+/// By now they are locked, so that no claim is made any more; one may have been made before.
+const PURGE: &str = "DELETE FROM invite WHERE host = $1 AND digest = ANY($2) \
+	AND digest NOT IN (SELECT digest FROM claim WHERE host = $1) RETURNING digest";
+
+const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = $1 AND digest = ANY($2)";
 
 const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = $1 AND username = $2 AND ended_at IS NULL";
@@ -167,6 +194,11 @@ fn damaged(digest: &Digest, source: impl Into<Box<dyn std::error::Error + Send +
 	StoreError::Damaged { id: digest.id().to_string(), source: source.into() }
 }
 
+/// The name of the account that is to be made, if one is.
+fn username(claim: &Claim) -> Option<&str> {
+	if claim.purpose == Purpose::Account { claim.invitee.as_deref() } else { None }
+}
+
 /// A column of bytes whose number the schema checks.
 fn bytes<const LENGTH: usize>(row: &Row, column: &str) -> Result<[u8; LENGTH], Trouble> {
 	let found: &[u8] = row.try_get(column)?;
@@ -213,6 +245,7 @@ fn read_invite(row: &Row) -> Result<Invite, Trouble> {
 		paused: row.try_get("paused")?,
 		revoked_at: row.try_get("revoked_at")?,
 		revoked_why: row.try_get("revoked_why")?,
+		revoked_by: row.try_get("revoked_by")?,
 		ended_at: row.try_get("ended_at")?,
 		fields,
 	})
@@ -267,13 +300,10 @@ impl Session {
 		Ok(())
 	}
 
-	/// Stores an invite unless there is one with its digest; whether it did.
+	/// Stores each invite unless there is one with its digest; whether it did.
 	async fn insert(&self, invites: &[&Invite]) -> Result<Vec<bool>, Trouble> {
-		let mut rows = Vec::with_capacity(invites.len());
-		for invite in invites {
-			rows.push(NewRow::of(invite)?);
-		}
-		let lists: Vec<_> = invites.iter().zip(&rows).map(|(invite, row)| row.params(invite)).collect();
+		let rows = invites.iter().map(|invite| NewRow::of(invite)).collect::<Result<Vec<_>, _>>()?;
+		let lists: Vec<_> = invites.iter().zip(&rows).map(|(invite, row)| row.all(invite)).collect();
 		Ok(self.execute_all(CREATE, &lists).await?.into_iter().map(|inserted| inserted == 1).collect())
 	}
 
@@ -282,24 +312,8 @@ impl Session {
 	}
 
 	async fn update(&self, invites: &[Invite]) -> Result<(), Trouble> {
-		let rows: Vec<_> =
-			invites.iter().map(|invite| (&invite.digest.as_bytes()[..], i64::from(invite.uses))).collect();
-		let lists: Vec<Vec<&(dyn ToSql + Sync)>> = invites
-			.iter()
-			.zip(&rows)
-			.map(|(invite, (digest, uses))| {
-				let list: [&(dyn ToSql + Sync); 7] = [
-					&invite.host,
-					digest,
-					uses,
-					&invite.paused,
-					&invite.revoked_at,
-					&invite.revoked_why,
-					&invite.ended_at,
-				];
-				list.to_vec()
-			})
-			.collect();
+		let rows = invites.iter().map(NewRow::of).collect::<Result<Vec<_>, _>>()?;
+		let lists: Vec<_> = invites.iter().zip(&rows).map(|(invite, row)| row.changing(invite)).collect();
 		self.execute_all(UPDATE, &lists).await?;
 		Ok(())
 	}
@@ -314,7 +328,7 @@ impl Session {
 		now: Timestamp,
 	) -> Result<Vec<Invite>, Trouble> {
 		let mut retired = self.all(OPEN_INVITES_OF_USER_LOCKED, &[&host, &username], read_invite).await?;
-		retired.retain_mut(|invite| which(invite) && invite.revoke(Some(why), now));
+		retired.retain_mut(|invite| which(invite) && invite.revoke(Some(why), None, now));
 		self.update(&retired).await?;
 		Ok(retired)
 	}
@@ -341,6 +355,17 @@ impl Session {
 		})
 	}
 
+	/// What there is to know of a claim on an invite.
+	async fn view(&self, invite: Option<Invite>, claim: &Claim, now: Timestamp) -> Result<View, Trouble> {
+		let claims = self.all(CLAIMS, &[&claim.host], read_claim).await?;
+		let of_name = match username(claim) {
+			Some(name) => self.view_name(&claim.host, name, Some(&claim.digest), &claims, now).await?,
+			None => View::default(),
+		};
+		let claims = claims.into_iter().filter(|other| other.digest == claim.digest).collect();
+		Ok(View { invite, claims, ..of_name })
+	}
+
 	/// Locks what a claim is about, releases claims of the same holder, or of nobody, and decides.
 	async fn decide(
 		&self,
@@ -348,8 +373,7 @@ impl Session {
 		released: &[Nonce],
 		now: Timestamp,
 	) -> Result<Result<(), Refusal>, Trouble> {
-		let name = if claim.purpose == Purpose::Account { claim.invitee.as_deref() } else { None };
-		if let Some(name) = name {
+		if let Some(name) = username(claim) {
 			self.lock_name(&claim.host, name).await?;
 		}
 		let invite = self.find(FIND_LOCKED, &claim.host, &claim.digest).await?;
@@ -357,13 +381,7 @@ impl Session {
 			let nonces: Vec<_> = released.iter().map(|nonce| &nonce.as_bytes()[..]).collect();
 			self.execute(RELEASE_ALL, &[&claim.host, &nonces]).await?;
 		}
-		let claims = self.all(CLAIMS, &[&claim.host], read_claim).await?;
-		let of_name = match name {
-			Some(name) => self.view_name(&claim.host, name, Some(&claim.digest), &claims, now).await?,
-			None => View::default(),
-		};
-		let claims = claims.into_iter().filter(|other| other.digest == claim.digest).collect();
-		Ok(decide(&View { invite, claims, ..of_name }, claim, now))
+		Ok(decide(&self.view(invite, claim, now).await?, claim, now))
 	}
 
 	/// A page of invites by a statement that takes a page's parameters.
@@ -453,7 +471,7 @@ impl Session {
 	}
 }
 
-/// What a new row holds that the invite holds in another form.
+/// What a row holds that the invite holds in another form.
 struct NewRow<'a> {
 	digest: &'a [u8],
 	token: Option<&'a str>,
@@ -484,7 +502,8 @@ impl<'a> NewRow<'a> {
 		})
 	}
 
-	fn params(&'a self, invite: &'a Invite) -> Vec<&'a (dyn ToSql + Sync)> {
+	/// The parameters of [`CREATE`].
+	fn all(&'a self, invite: &'a Invite) -> Vec<&'a (dyn ToSql + Sync)> {
 		vec![
 			&invite.host,
 			&self.digest,
@@ -500,6 +519,24 @@ impl<'a> NewRow<'a> {
 			&invite.paused,
 			&invite.revoked_at,
 			&invite.revoked_why,
+			&invite.revoked_by,
+			&invite.ended_at,
+			&self.fields,
+		]
+	}
+
+	/// The parameters of [`UPDATE`].
+	fn changing(&'a self, invite: &'a Invite) -> Vec<&'a (dyn ToSql + Sync)> {
+		vec![
+			&invite.host,
+			&self.digest,
+			&self.token,
+			&invite.expires,
+			&self.uses,
+			&invite.paused,
+			&invite.revoked_at,
+			&invite.revoked_why,
+			&invite.revoked_by,
 			&invite.ended_at,
 			&self.fields,
 		]
@@ -697,6 +734,13 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
+	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
+		self.connection.snapshot("looking at an invite", async |session| {
+			let invite = session.find(FIND, &claim.host, &claim.digest).await?;
+			session.view(invite, claim, now).await
+		})
+	}
+
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
 		self.connection.snapshot("looking a username up", async |session| {
 			let claims = session.all(CLAIMS, &[&host], read_claim).await?;
@@ -709,6 +753,7 @@ impl InviteStore for PostgresStore {
 		host: &str,
 		digest: &Digest,
 		why: Option<&str>,
+		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, StoreError> {
 		self.connection.change("revoking an invite", async |session, lost: Option<&Option<Invite>>| {
@@ -720,7 +765,7 @@ impl InviteStore for PostgresStore {
 			{
 				return Ok(Some(invite));
 			}
-			if !invite.revoke(why, now) {
+			if !invite.revoke(why, by, now) {
 				return Ok(None);
 			}
 			session.update(std::slice::from_ref(&invite)).await?;
@@ -768,6 +813,44 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
+	fn extend(
+		&self,
+		host: &str,
+		digest: &Digest,
+		expires: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError> {
+		type Extended = Option<(Invite, Vec<Invite>)>;
+		self.connection.change("extending an invite", async |session, lost: Option<&Extended>| {
+			let Some(Invite { username, .. }) = session.find(FIND, host, digest).await? else {
+				return Ok(None);
+			};
+			if let Some(username) = &username {
+				session.lock_name(host, username).await?;
+				// In the order of digests: the invite itself is one of them, or has ended.
+				session.query(OPEN_INVITES_OF_USER_LOCKED, &[&host, username]).await?;
+			}
+			let Some(mut invite) = session.find(FIND_LOCKED, host, digest).await? else {
+				return Ok(None);
+			};
+			if let Some(Some((extended, superseded))) = lost
+				&& *extended == invite
+			{
+				return Ok(Some((invite, superseded.clone())));
+			}
+			if !invite.extend(expires) {
+				return Ok(None);
+			}
+			let mut superseded = Vec::new();
+			if let Some(username) = &username {
+				let which = |other: &Invite| other.digest != *digest && supersedes(&invite, other);
+				superseded = session.retire(host, username, &which, super::SUPERSEDED, now).await?;
+			}
+			session.update(std::slice::from_ref(&invite)).await?;
+			Ok(Some((invite, superseded)))
+		})
+	}
+
 	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
 		let doing = "ending expired invites";
 		// Nearly always there is none, and looking for them needs no lock.
@@ -780,7 +863,7 @@ impl InviteStore for PostgresStore {
 			let params: Params<'_> = &[&host, &now, &i64::from(limit)];
 			let mut ended = session.all(DUE_LOCKED, params, read_invite).await?;
 			for invite in &mut ended {
-				invite.ended_at = Some(now);
+				invite.ended_at = invite.expires;
 			}
 			session.update(&ended).await?;
 			session.with_lost(ended, lost).await
@@ -795,6 +878,68 @@ impl InviteStore for PostgresStore {
 	) -> Result<Vec<Invite>, StoreError> {
 		self.connection
 			.call("listing invites", async |session| session.page(OPEN_INVITES, host, after, limit).await)
+	}
+
+	fn shelf(
+		&self,
+		host: &str,
+		shelf: Shelf,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		let (digest, limit) = (&after.digest.as_bytes()[..], i64::from(limit));
+		self.connection.call("listing invites", async |session| match shelf {
+			Shelf::Open => session.all(OPEN_SHELF, &[&host, &after.at, &digest, &limit], read_invite).await,
+			Shelf::History => {
+				session.all(HISTORY_SHELF, &[&host, &after.at, &digest, &limit, &now], read_invite).await
+			}
+		})
+	}
+
+	fn count_open(
+		&self,
+		host: &str,
+		after: &Position,
+		limit: u32,
+	) -> Result<(u32, Option<Position>), StoreError> {
+		let (digest, limit) = (&after.digest.as_bytes()[..], i64::from(limit));
+		self.connection.call("counting invites", async |session| {
+			let rows = session.query(COUNT_OPEN, &[&host, &after.at, &digest, &limit]).await?;
+			let is_last = i64::try_from(rows.len()).is_ok_and(|found| found < limit);
+			let last = match rows.last() {
+				Some(row) if !is_last => {
+					Some(Position { at: row.try_get("created_at")?, digest: self::digest(row)? })
+				}
+				_ => None,
+			};
+			Ok((u32::try_from(rows.len()).unwrap_or(u32::MAX), last))
+		})
+	}
+
+	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+		let doing = "purging invites";
+		// Nearly always there is none, and looking for them needs no lock.
+		let is_over = self
+			.connection
+			.call(doing, async |session| session.is_there(IS_OVER, &[&host, &before]).await)?;
+		if !is_over {
+			return Ok(0);
+		}
+		let purged = self.connection.change(doing, async |session, lost: Option<&Vec<Digest>>| {
+			let over = session.all(OVER_LOCKED, &[&host, &before, &i64::from(limit)], digest).await?;
+			let over: Vec<_> = over.iter().map(|digest| &digest.as_bytes()[..]).collect();
+			let mut purged = session.all(PURGE, &[&host, &over], digest).await?;
+			let gone: Vec<_> = purged.iter().map(|digest| &digest.as_bytes()[..]).collect();
+			session.execute(PURGE_REDEMPTIONS, &[&host, &gone]).await?;
+			// Had the commit failed, they would be the first again.
+			if let Some(lost) = lost.filter(|lost| lost.first().is_some_and(|first| !purged.contains(first)))
+			{
+				purged.extend(lost);
+			}
+			Ok(purged)
+		})?;
+		Ok(u32::try_from(purged.len()).unwrap_or(u32::MAX))
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {

@@ -16,6 +16,7 @@ CREATE TABLE invite (
 	paused             BOOLEAN NOT NULL DEFAULT FALSE,
 	revoked_at         BIGINT,
 	revoked_why        TEXT,
+	revoked_by         TEXT,                                                -- a module, or the operator's way in
 	ended_at           BIGINT,                                              -- used up, revoked, or seen to have expired
 	fields             TEXT,                                                -- JSON, see src/value.rs
 	PRIMARY KEY (host, digest)
@@ -24,8 +25,14 @@ CREATE TABLE invite (
 -- Who invited, whose name is reserved, whose password is to be reset.
 CREATE INDEX invite_name ON invite (host, username) WHERE username IS NOT NULL AND ended_at IS NULL;
 
--- What expires next.
-CREATE INDEX invite_due ON invite (host, expires) WHERE expires IS NOT NULL AND ended_at IS NULL;
+-- What expires next, and what has expired without being noted.
+CREATE INDEX invite_due ON invite (host, expires, digest) WHERE expires IS NOT NULL AND ended_at IS NULL;
+
+-- What is open, the newest first.
+CREATE INDEX invite_open ON invite (host, created_at, digest) WHERE ended_at IS NULL;
+
+-- What is over, the last ended first; purged from the other end.
+CREATE INDEX invite_ended ON invite (host, ended_at, digest) WHERE ended_at IS NOT NULL;
 
 -- An attempt to redeem that is under way. A handful of rows at any time.
 CREATE TABLE claim (
