@@ -19,8 +19,10 @@ local function close_registration()
 	end, 1000000);
 end
 
-local has_all_parts, bundled, compat, metrics, prosodyctl, redemption, shell = pcall(function ()
-	return module:require("bundled"), module:require("compat"), module:require("metrics"), module:require("prosodyctl"),
+local has_all_parts, bundled, metrics, prosodyctl, redemption, shell = pcall(function ()
+	-- The others find it there: Prosody would read it anew for each of them.
+	module.compat = module:require("compat");
+	return module:require("bundled"), module:require("metrics"), module:require("prosodyctl"),
 		module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
@@ -32,6 +34,8 @@ if not has_all_parts then
 	function pending_account_invites() return function () end; end
 	return;
 end
+
+local compat = module.compat;
 
 local json_null = compat.lib("util.json").null;
 local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;

@@ -126,7 +126,7 @@ impl Handle {
 	}
 
 	fn save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<Saved, Failure>> {
-		let (invite, restored) = match self.complete(lua, table, draft)? {
+		let (invite, restored) = match self.complete(table, draft)? {
 			Ok(complete) => complete,
 			Err(failure) => return Ok(Err(failure)),
 		};
@@ -139,12 +139,11 @@ impl Handle {
 	/// The invite as its caller and handlers have left it, and the names of what they must not change and did.
 	pub(super) fn complete(
 		&self,
-		lua: &Lua,
 		table: &Table,
 		draft: &Draft,
 	) -> LuaResult<Result<(Invite, Vec<&'static str>), Failure>> {
 		let mut invite = draft.invite.clone();
-		Ok(match take_over(lua, &mut invite, &draft.token, table, &self.bundled.null)? {
+		Ok(match take_over(&mut invite, &draft.token, table, &self.bundled.null)? {
 			Ok(restored) => Ok((invite, restored)),
 			// The name of a field may be, or hold, the token.
 			Err(Failure::Misuse(text)) => {
@@ -161,7 +160,7 @@ impl Handle {
 		user_rows: &Table,
 	) -> LuaResult<Result<Table, Failure>> {
 		let now = clock::now();
-		let found = self.bundled.read(lua, self.invites.host(), host_rows, user_rows, now)?;
+		let found = self.bundled.read(self.invites.host(), host_rows, user_rows, now)?;
 		let (expired, good): (Vec<Invite>, Vec<Invite>) =
 			found.invites.into_iter().partition(|invite| invite.is_expired(now));
 		let records: Vec<Record> = good.into_iter().map(Record::from).collect();

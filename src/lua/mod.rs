@@ -150,7 +150,7 @@ fn json(value: Value) -> LuaResult<Result<String, Failure>> {
 }
 
 /// Called by `require "prosody_invites"`.
-#[mlua::lua_module]
+#[mlua::lua_module(skip_memory_check)]
 fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 	let library = lua.create_table()?;
 	library.set("version", env!("CARGO_PKG_VERSION"))?;
