@@ -44,7 +44,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -69,11 +69,11 @@ const OPEN_INVITES: &str =
 
 const ALL_INVITES: &str = "SELECT * FROM invite WHERE host = $1 AND digest > $2 ORDER BY digest LIMIT $3";
 
-const OPEN_SHELF: &str = "SELECT * FROM invite WHERE host = $1 AND ended_at IS NULL \
+const OPEN_PART: &str = "SELECT * FROM invite WHERE host = $1 AND ended_at IS NULL \
 	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
 
 /// What has ended and what is about to be noted as expired, each from its index.
-const HISTORY_SHELF: &str = "(SELECT *, ended_at AS over_at FROM invite WHERE host = $1 AND ended_at IS NOT NULL \
+const HISTORY_PART: &str = "(SELECT *, ended_at AS over_at FROM invite WHERE host = $1 AND ended_at IS NOT NULL \
 	AND (ended_at, digest) < ($2, $3) ORDER BY ended_at DESC, digest DESC LIMIT $4) \
 	UNION ALL (SELECT *, expires AS over_at FROM invite WHERE host = $1 AND ended_at IS NULL AND expires < $5 \
 	AND (expires, digest) < ($2, $3) ORDER BY expires DESC, digest DESC LIMIT $4) \
@@ -626,7 +626,7 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
-	fn check(&self, _: &str) -> Vec<Finding> {
+	fn check(&self, _: &str, _: Timestamp) -> Vec<Finding> {
 		self.look()
 	}
 
@@ -880,19 +880,19 @@ impl InviteStore for PostgresStore {
 			.call("listing invites", async |session| session.page(OPEN_INVITES, host, after, limit).await)
 	}
 
-	fn shelf(
+	fn listing(
 		&self,
 		host: &str,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
 		let (digest, limit) = (&after.digest.as_bytes()[..], i64::from(limit));
-		self.connection.call("listing invites", async |session| match shelf {
-			Shelf::Open => session.all(OPEN_SHELF, &[&host, &after.at, &digest, &limit], read_invite).await,
-			Shelf::History => {
-				session.all(HISTORY_SHELF, &[&host, &after.at, &digest, &limit, &now], read_invite).await
+		self.connection.call("listing invites", async |session| match part {
+			Part::Open => session.all(OPEN_PART, &[&host, &after.at, &digest, &limit], read_invite).await,
+			Part::History => {
+				session.all(HISTORY_PART, &[&host, &after.at, &digest, &limit, &now], read_invite).await
 			}
 		})
 	}
