@@ -15,7 +15,8 @@ use prosody_invites::value::{Table, Value};
 
 const NOW: Timestamp = 1_700_000_000;
 const STORED: usize = 1000;
-const ADDITIONAL_DATA: &str = r#"{"groups":["reading-group"],"note":"for the people of the town library","source":"desk@example.com"}"#;
+const ADDITIONAL_DATA: &str =
+	r#"{"groups":["reading-group"],"note":"for the people of the town library","source":"desk@example.com"}"#;
 
 fn main() {
 	divan::main();
@@ -63,7 +64,8 @@ impl Bench {
 		} else {
 			// On a disk, for a flush to be one.
 			let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-			let store = SqliteStore::shared(&directory.path().join("invites.sqlite3"), std::time::Duration::ZERO);
+			let store =
+				SqliteStore::shared(&directory.path().join("invites.sqlite3"), std::time::Duration::ZERO);
 			let invites = Invites::new("example.com".to_owned(), store);
 			Self { invites, digests: Vec::new(), _directory: Some(directory) }
 		};
@@ -102,7 +104,9 @@ const STORES: [&str; 2] = ["memory", "sqlite"];
 #[divan::bench(args = STORES)]
 fn create(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
-	bencher.with_inputs(|| bench.prepared()).bench_local_values(|invite| bench.invites.save(&invite).unwrap());
+	bencher
+		.with_inputs(|| bench.prepared())
+		.bench_local_values(|invite| bench.invites.save(&invite).unwrap());
 }
 
 #[divan::bench(args = STORES)]
@@ -115,7 +119,9 @@ fn find(bencher: Bencher, store: &str) {
 #[divan::bench(args = STORES)]
 fn find_nothing(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
-	bencher.bench_local(|| bench.invites.get(black_box(b"AAAAAAAAAAAAAAAAAAAAAAAA"), Purpose::Account, NOW).unwrap_err());
+	bencher.bench_local(|| {
+		bench.invites.get(black_box(b"AAAAAAAAAAAAAAAAAAAAAAAA"), Purpose::Account, NOW).unwrap_err()
+	});
 }
 
 #[divan::bench(args = STORES)]
@@ -139,9 +145,9 @@ fn claim_and_redeem(bencher: Bencher, store: &str) {
 #[divan::bench(args = STORES)]
 fn redeem_at_once(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
-	bencher
-		.with_inputs(|| bench.created())
-		.bench_local_values(|digest| bench.invites.redeem_at_once(Bench::attempt(digest), None, NOW).unwrap());
+	bencher.with_inputs(|| bench.created()).bench_local_values(|digest| {
+		bench.invites.redeem_at_once(Bench::attempt(digest), None, NOW).unwrap()
+	});
 }
 
 #[divan::bench(args = STORES)]
@@ -149,7 +155,7 @@ fn revoke(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
 	bencher
 		.with_inputs(|| bench.created())
-		.bench_local_values(|digest| bench.invites.revoke(&digest, None, NOW).unwrap());
+		.bench_local_values(|digest| bench.invites.revoke(&digest, None, None, NOW).unwrap());
 }
 
 #[divan::bench(args = STORES)]

@@ -102,12 +102,7 @@ impl Bundled {
 		Ok(found)
 	}
 
-	fn read_host_row(
-		&self,
-		host: &str,
-		token: &Value,
-		row: &Value,
-	) -> LuaResult<Result<Invite, Failure>> {
+	fn read_host_row(&self, host: &str, token: &Value, row: &Value) -> LuaResult<Result<Invite, Failure>> {
 		let Some(token) = read_token(token) else { return Ok(Err(no_token())) };
 		let mut invite = new(host, &token, 0);
 		let refuse =

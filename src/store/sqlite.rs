@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::Error::FromSqlConversionFailure;
+use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::types::FromSql;
 use rusqlite::{
 	Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, named_params,
@@ -37,8 +37,7 @@ use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
-const MIGRATIONS: [&str; 2] =
-	[include_str!("sqlite/1_invites.sql"), include_str!("sqlite/2_history.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("sqlite/1_invites.sql"), include_str!("sqlite/2_history.sql")];
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("sqlite/connection.sql");
@@ -469,7 +468,9 @@ impl<'a> Columns<'a, '_> {
 	fn next_text(&mut self) -> Result<Option<&'a str>, rusqlite::Error> {
 		self.next += 1;
 		let value = self.row.get_ref(self.next - 1)?;
-		value.as_str_or_null().map_err(|error| FromSqlConversionFailure(self.next - 1, value.data_type(), error.into()))
+		value
+			.as_str_or_null()
+			.map_err(|error| FromSqlConversionFailure(self.next - 1, value.data_type(), error.into()))
 	}
 }
 
