@@ -11,5 +11,9 @@ watched() {
 }
 
 watched lua5.4 "$(command -v busted)" --output=plainTerminal --pattern='_spec%.lua$' spec | tail -n 3
-watched lua5.4 spec/boundary.lua "${1:-100000}"
+checkout=$PWD
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch"
+watched lua5.4 "$checkout/spec/boundary.lua" "$checkout" "${1:-100000}" >/dev/null
 echo "valgrind: nothing to say"
