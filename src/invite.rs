@@ -158,6 +158,12 @@ impl Invite {
 		bare.contains('@').then(|| bare.to_owned())
 	}
 
+	/// The localpart of the [`Invite::inviter`], if that is a user of the same host.
+	#[must_use]
+	pub fn local_inviter(&self) -> Option<String> {
+		self.inviter().and_then(|inviter| local_user(&inviter, &self.host).map(str::to_owned))
+	}
+
 	/// Counts one use.
 	pub(crate) fn add_use(&mut self, now: Timestamp) {
 		self.uses = self.uses.saturating_add(1);
@@ -218,6 +224,14 @@ impl Invite {
 			self.allow_registration,
 		)
 	}
+}
+
+/// The localpart of a JID, bare or full, if it is one of this host.
+#[must_use]
+pub fn local_user<'a>(jid: &'a str, host: &str) -> Option<&'a str> {
+	let bare = jid.split_once('/').map_or(jid, |(bare, _)| bare);
+	let (username, of) = bare.split_once('@')?;
+	(of == host && !username.is_empty()).then_some(username)
 }
 
 impl fmt::Debug for Invite {

@@ -8,6 +8,7 @@ use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
 use crate::listing::{Filter, Position, Shelf};
+use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
 use crate::store::{Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, IdPrefix, Nonce, Token};
@@ -122,6 +123,27 @@ impl Invites {
 			return Err(StoreError::Exists.into());
 		}
 		Ok(())
+	}
+
+	/// Whether somebody with these limits may make a prepared invite, as things stand. Stores nothing.
+	///
+	/// # Errors
+	/// [`InviteError::LimitReached`], or the store's failure.
+	pub fn check_limits(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+		now: Timestamp,
+	) -> Result<(), InviteError> {
+		Ok(decide_creation(invite, allowance, &self.store.usage(&self.host, allowance, now)?, now)?)
+	}
+
+	/// Stores a prepared invite for somebody with limits, as [`Invites::save`] does without.
+	///
+	/// # Errors
+	/// [`InviteError::LimitReached`], or the store's failure.
+	pub fn save_within(&self, invite: &Invite, allowance: &Allowance) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.create_within(invite, allowance)??)
 	}
 
 	/// Takes over invites that were made elsewhere. A token that is known here stays as it is, used or revoked as it may

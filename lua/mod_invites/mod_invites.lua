@@ -19,9 +19,9 @@ local function close_registration()
 	end, 1000000);
 end
 
-local has_all_parts, bundled, compat, metrics, prosodyctl, redemption, shell = pcall(function ()
-	return module:require("bundled"), module:require("compat"), module:require("metrics"), module:require("prosodyctl"),
-		module:require("redemption"), module:require("shell");
+local has_all_parts, bundled, compat, limits, metrics, prosodyctl, redemption, shell = pcall(function ()
+	return module:require("bundled"), module:require("compat"), module:require("limits"), module:require("metrics"),
+		module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
 	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
@@ -179,6 +179,8 @@ local function open_handle()
 			read = bundled.read, get = bundled.get, write = bundled.write;
 			report = report;
 		};
+		limits = module:get_option("invite_limits");
+		allows_unknown_age = module:get_option_boolean("invite_limits_allow_unknown_age", true);
 		null = json_null;
 		nodeprep = nodeprep;
 	});
@@ -251,15 +253,36 @@ local function prepped(username)
 	return node ~= "" and node or nil;
 end
 
+-- Why nothing was created: what the library says, or, where a limit is reached, a sentence for the inviter beside it.
+local function not_created(request, condition, text, limit)
+	if limit then
+		module:log("info", "%s was refused an invite, by %s", request.inviter.username, limit);
+		limits.tell(text);
+		return nil, condition, text;
+	end
+	limits.tell(condition);
+	return failed(condition, text);
+end
+
 -- Makes an invite without storing it: its table as it is to be stored, and its draft.
 local function prepare(request, additional_data)
-	if not request then return nil, additional_data; end
+	if not request then
+		limits.tell(additional_data);
+		return nil, additional_data;
+	end
+	if not request.by_operator and not is_prosodyctl then
+		request.source = additional_data and additional_data.source;
+		request.inviter = limits.inviter(handle:limited(request));
+	end
 	local invite, draft, text = handle:prepare(request);
-	if not invite then return failed(draft, text); end
+	if not invite then return not_created(request, draft, text); end
 	-- As they were passed, whatever counts as true.
 	invite.allow_registration = request.allow_registration;
 	invite.reusable = request.reusable;
 	invite.additional_data = additional_data;
+
+	local is_allowed, condition, why, limit = handle:check(invite, draft);
+	if not is_allowed then return not_created(request, condition, why, limit); end
 
 	-- Before it is stored: handlers add to it.
 	module:fire_event("invite-created", invite);
@@ -267,10 +290,10 @@ local function prepare(request, additional_data)
 end
 
 local function create(request, additional_data)
-	local invite, draft = prepare(request, additional_data);
-	if not invite then return nil, draft; end
-	local restored, superseded, summary = handle:save(invite, draft);
-	if not restored then return failed(superseded, summary); end
+	local invite, draft, sentence = prepare(request, additional_data);
+	if not invite then return nil, draft, sentence; end
+	local restored, superseded, summary, limit = handle:save(invite, draft);
+	if not restored then return not_created(request, superseded, summary, limit); end
 	for _, older in ipairs(superseded) do
 		module:fire_event("invite-revoked", older);
 	end
@@ -293,7 +316,8 @@ local function account_request(account_username, additional_data, ttl)
 		account = username and compat.account_state(username);
 		is_reset = additional_data and additional_data.allow_reset;
 		allow_registration = true;
-		ttl = ttl or default_ttl;
+		ttl = ttl;
+		default_ttl = default_ttl;
 	}, additional_data;
 end
 
@@ -308,14 +332,16 @@ local function reset_request(account_username, additional_data, ttl)
 	return account_request(username, merged_additional_data, ttl or reset_ttl);
 end
 
-local function contact_request(username, allow_registration, additional_data, ttl)
+local function contact_request(username, allow_registration, additional_data, ttl, by_operator)
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
 	return {
 		type = "roster";
 		username = inviter;
 		allow_registration = allow_registration;
-		ttl = ttl or default_ttl;
+		ttl = ttl;
+		default_ttl = default_ttl;
+		by_operator = by_operator;
 	}, additional_data;
 end
 
@@ -334,8 +360,9 @@ function create_account_reset(account_username, additional_data, ttl)
 end
 
 -- Creates an invite to become a contact of a local user; if allow_registration is given, also to register an account.
-function create_contact(username, allow_registration, additional_data, ttl)
-	return create(contact_request(username, allow_registration, additional_data, ttl));
+-- An operator who does it in the user's place is not held to the user's limits.
+function create_contact(username, allow_registration, additional_data, ttl, by_operator)
+	return create(contact_request(username, allow_registration, additional_data, ttl, by_operator));
 end
 
 -- Creates an invite to register an account that joins groups. If a ttl is given, it can be used any number of times
@@ -349,7 +376,8 @@ function create_group(group_ids, additional_data, ttl)
 		type = "register";
 		allow_registration = true;
 		reusable = not not ttl;
-		ttl = ttl or default_ttl;
+		ttl = ttl;
+		default_ttl = default_ttl;
 	}, merged_additional_data);
 end
 
@@ -367,6 +395,7 @@ local function any_request(wanted)
 		error("an invite of kind "..tostring(wanted.kind).." cannot be asked for", 0);
 	end
 	if not request then return nil, data; end
+	request.by_operator = wanted.by_operator;
 	if wanted.max_uses == math.huge then
 		request.reusable = true;
 	else
@@ -375,16 +404,19 @@ local function any_request(wanted)
 	return request, data;
 end
 
--- Creates an invite from { kind, username, allow_registration, additional_data, ttl, max_uses }: of kind "account" (the
--- default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires.
+-- Creates an invite from { kind, username, allow_registration, additional_data, ttl, max_uses, by_operator }: of kind
+-- "account" (the default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires; nobody's
+-- limits apply to what an operator makes.
 function create_invite(wanted)
 	return create(any_request(wanted));
 end
 
 -- Creates many invites that are alike, in a few transactions: a list of them. Handlers see all before any is stored.
+-- Only an operator does that: nobody's limits apply.
 function create_invites(wanted, number)
 	local request, additional_data = any_request(wanted);
 	if not request then return nil, additional_data; end
+	request.by_operator = true;
 	if request.type == "register" and request.username then
 		error("only one invite at a time can be bound to a username", 0);
 	end
@@ -647,6 +679,10 @@ end
 if module.host ~= "*" and not problem then
 	redemption.hook(handle, validate, report, metrics.refused);
 	metrics.hook(handle);
+end
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	limits.hook();
 end
 
 --- expiry and history

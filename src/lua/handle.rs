@@ -2,7 +2,9 @@
 //!
 //! | method | returns |
 //! | --- | --- |
-//! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl }` | invite table, draft; `account` is the state of the account of a register invite's username |
+//! | `limited { type, username, source }` | the username of the local user who invites, if anything limits anybody; `source` is `additional_data.source` |
+//! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl, default_ttl, inviter }` | invite table, draft; `account` is the state of the account of a register invite's username; `inviter` is `{ username, roles, account_created }` of whom `limited` named, `roles` a list of lists as of [`crate::policy::Inviter`] |
+//! | `check(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
 //! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, summary; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
 //! | `bundled_rows()` | the same rows, of all invites that are good now, and how many invites that is |
@@ -32,10 +34,11 @@ use mlua::{
 
 use super::bundled::Bundled;
 use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
-use super::{Failure, Outcome, is_truthy, operator, outcome, set_some};
+use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some};
 use crate::clock;
 use crate::error::InviteError;
-use crate::invite::{Invite, Kind, Type};
+use crate::invite::{Invite, Kind, Type, local_user};
+use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Purpose};
 use crate::service::{Attempt, Invites, Request};
 use crate::store::Record;
@@ -52,6 +55,7 @@ const BATCH: u32 = 50;
 
 pub(super) struct Handle {
 	pub(super) invites: Invites,
+	policy: Policy,
 	pub(super) bundled: Bundled,
 }
 
@@ -59,6 +63,8 @@ pub(super) struct Handle {
 pub(super) struct Draft {
 	invite: Invite,
 	token: Token,
+	/// What limits its inviter.
+	allowance: Option<Allowance>,
 }
 
 /// An invite that an operator named. Only [`super::operator`] makes one: a public id by itself is no token anywhere.
@@ -77,8 +83,8 @@ impl UserData for Draft {}
 impl UserData for Key {}
 
 impl Handle {
-	pub(super) const fn new(invites: Invites, bundled: Bundled) -> Self {
-		Self { invites, bundled }
+	pub(super) const fn new(invites: Invites, policy: Policy, bundled: Bundled) -> Self {
+		Self { invites, policy, bundled }
 	}
 
 	fn prepare(&self, lua: &Lua, request: &Table) -> LuaResult<Result<(Table, Draft), Failure>> {
@@ -86,8 +92,16 @@ impl Handle {
 		let Some(invite_type) = Type::from_stored(&word) else {
 			return Ok(Err(Failure::Misuse(format!("{word:?} is no type of invite"))));
 		};
-		let ttl = match ttl(lua, &request.get("ttl")?)? {
-			Ok(ttl) => ttl,
+		let allowance = match request.get::<Option<Table>>("inviter")? {
+			Some(inviter) => self.policy.allowance(policy::inviter(&inviter)?),
+			None => None,
+		};
+		let (chosen, usual): (Value, Value) = (request.get("ttl")?, request.get("default_ttl")?);
+		let ttl = match ttl(lua, if chosen.is_nil() { &usual } else { &chosen })? {
+			Ok(usual) if chosen.is_nil() => {
+				allowance.as_ref().map_or(usual, |allowance| allowance.default_ttl(usual))
+			}
+			Ok(chosen) => chosen,
 			Err(failure) => return Ok(Err(failure)),
 		};
 		let account: Option<String> = request.get("account")?;
@@ -115,7 +129,7 @@ impl Handle {
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
 				let table = describe(lua, &invite, &token, &self.bundled.null)?;
-				Ok(Ok((table, Draft { invite, token })))
+				Ok(Ok((table, Draft { invite, token, allowance })))
 			}
 			Err(error) => Ok(Err(error.into())),
 		}
@@ -126,7 +140,11 @@ impl Handle {
 			Ok(complete) => complete,
 			Err(failure) => return Ok(Err(failure)),
 		};
-		match self.summaries(lua, self.invites.save(&invite))? {
+		let saved = match &draft.allowance {
+			Some(allowance) => self.invites.save_within(&invite, allowance),
+			None => self.invites.save(&invite),
+		};
+		match self.summaries(lua, saved)? {
 			Ok(superseded) => Ok(Ok((restored, superseded, summary(lua, &invite, &self.bundled.null)?))),
 			Err(failure) => Ok(Err(failure)),
 		}
@@ -148,6 +166,30 @@ impl Handle {
 			}
 			Err(failure) => Err(failure),
 		})
+	}
+
+	fn check(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
+		let Some(allowance) = &draft.allowance else { return Ok(Ok(true)) };
+		Ok(match self.complete(lua, table, draft)? {
+			Ok((invite, _)) => self
+				.invites
+				.check_limits(&invite, allowance, clock::now())
+				.map(|()| true)
+				.map_err(Failure::from),
+			Err(failure) => Err(failure),
+		})
+	}
+
+	fn limited(&self, request: &Table) -> LuaResult<Option<String>> {
+		if self.policy.roles.is_empty() {
+			return Ok(None);
+		}
+		if request.get::<String>("type")? == Type::Roster.as_str() {
+			return request.get("username");
+		}
+		let source: Value = request.get("source")?;
+		let source = source.as_string().and_then(|source| source.to_str().ok());
+		Ok(source.and_then(|source| local_user(&source, self.invites.host()).map(str::to_owned)))
 	}
 
 	fn import_bundled(
@@ -443,6 +485,10 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
 		operator::add_methods(methods);
+		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
+		methods.add_method("check", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
+			outcome(this.check(lua, &table, &draft))
+		});
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
 		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
 			outcome(this.save(lua, &table, &draft))

@@ -22,6 +22,7 @@ mod command;
 mod conformance;
 mod handle;
 mod operator;
+mod policy;
 mod progress;
 mod prosody;
 mod table;
@@ -64,7 +65,8 @@ impl From<InviteError> for Failure {
 }
 
 /// Returned to Lua as the value, or as `nil, condition, text`, followed by the claims to be settled if the condition is
-/// `"claims-stale"`, and by the summary of the invite if it was revoked just now.
+/// `"claims-stale"`, by the limit that was reached if it is `"policy-violation"`, and by the summary of the invite if it was
+/// revoked just now.
 struct Outcome<T>(Result<T, Failure>);
 
 impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
@@ -77,6 +79,7 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 					InviteError::AccountGone(Some(invite)) => {
 						Value::Table(table::summary(lua, invite, &Null::new(None))?)
 					}
+					InviteError::LimitReached(reached) => reached.limit().into_lua(lua)?,
 					_ => Value::Nil,
 				};
 				(Value::Nil, error.condition(), error.to_string(), more).into_lua_multi(lua)
@@ -91,9 +94,11 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 	result.map(Outcome)
 }
 
-/// `open { host, storage, path, lock_wait_ms, bundled, null, nodeprep }`: `storage` is `"sqlite"` (with `path`, the
-/// database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with `bundled`, the functions of
-/// [`HostStorage`]) or `"memory"`; `null` is `util.json.null`, `nodeprep` that of `util.encodings`.
+/// `open { host, storage, path, lock_wait_ms, bundled, limits, allows_unknown_age, null, nodeprep }`: `storage` is `"sqlite"`
+/// (with `path`, the database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with `bundled`,
+/// the functions of [`HostStorage`]) or `"memory"`; `limits` is the option `invite_limits` (see [`policy`]), and
+/// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
+/// `util.encodings`.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
@@ -125,7 +130,16 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 			))));
 		}
 	};
-	Ok(Ok(Handle::new(Invites::new(host, store), bundled)))
+	let policy = match policy::read(&options.get("limits")?, &options.get("allows_unknown_age")?) {
+		Ok(policy) => policy,
+		Err(problem) => return Ok(Err(Failure::Misuse(problem))),
+	};
+	if policy.needs_history() && !store.carries().history {
+		return Ok(Err(Failure::Misuse(format!(
+			"invite_limits with max_created counts invites that have ended, and invite_storage = {storage:?} keeps none: leave max_created out"
+		))));
+	}
+	Ok(Ok(Handle::new(Invites::new(host, store), policy, bundled)))
 }
 
 fn parse_duration(text: &LuaString) -> Result<i64, Failure> {

@@ -14,6 +14,7 @@ use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::listing::{Position, Shelf};
+use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -27,6 +28,8 @@ macro_rules! promises {
 			hosts_do_not_see_each_others_invites,
 			a_second_invite_with_the_same_token_is_refused_and_the_first_stays,
 			a_newer_bound_invite_revokes_the_older,
+			the_invites_of_an_inviter_are_counted,
+			an_inviter_makes_no_more_than_the_limit_lets,
 			an_import_keeps_what_is_new_and_wakes_nothing,
 			a_limit_is_reached_exactly,
 			without_a_limit_every_redemption_counts,
@@ -64,6 +67,7 @@ macro_rules! races {
 		$to! { $($given)*;
 			a_limit_is_reached_exactly_whatever_races,
 			a_name_is_claimed_once_whatever_races,
+			an_inviter_makes_no_more_than_the_limit_lets_whatever_races,
 		}
 	};
 }
@@ -258,6 +262,104 @@ pub(crate) fn a_newer_bound_invite_revokes_the_older(store: &dyn InviteStore) {
 	assert_eq!(found.is_some(), store.carries().history);
 	assert!(found.is_none_or(|found| (found.revoked_at, found.ended_at) == (Some(NOW + 1), Some(NOW + 1))));
 	assert_eq!(store.find(&newer.host, &newer.digest).unwrap(), Some(newer));
+}
+
+/// What lets somebody have so many open invites, and make so many in a minute.
+pub(crate) fn allowance(inviter: &str, max_open: u32, max_created: u32) -> Allowance {
+	let limits =
+		Limits { max_open: Some(max_open), max_created: Some(max_created), period: 60, ..Limits::default() };
+	let policy = Policy { roles: [("user".to_owned(), limits)].into(), allows_unknown_age: true };
+	let inviter =
+		Inviter { username: inviter.to_owned(), roles: vec![vec!["user".to_owned()]], account_created: None };
+	policy.allowance(inviter).unwrap()
+}
+
+/// An invite for an account, made by a local user.
+pub(crate) fn made_by(inviter: &str, token: &str) -> Invite {
+	let source = [(Value::text("source"), Value::text(&format!("{inviter}@example.com/balcony")))];
+	let fields = [(Value::text("additional_data"), Value::Table(source.into_iter().collect()))];
+	Invite { fields: fields.into_iter().collect(), ..account(token) }
+}
+
+pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn InviteStore) {
+	let contact = Invite {
+		username: Some("juliet".to_owned()),
+		created_at: NOW - 1,
+		..sample("example.com", "contact")
+	};
+	let expiring = Invite { expires: Some(NOW + 5), created_at: NOW - 2, ..made_by("juliet", "expiring") };
+	let [used, revoked] = [("used", 3), ("revoked", 4)]
+		.map(|(token, age)| Invite { created_at: NOW - age, ..made_by("juliet", token) });
+	let endless = Invite { expires: None, created_at: NOW - 5, ..made_by("juliet", "endless") };
+	let elsewhere = Invite { host: "example.net".to_owned(), ..contact.clone() };
+	let others = [made_by("romeo", "romeo"), account("nobody"), bound("bound", "juliet"), elsewhere];
+	for invite in [&contact, &expiring, &used, &revoked, &endless].into_iter().chain(&others) {
+		store.create(invite).unwrap();
+	}
+	assert!(redeem_once(store, &used));
+	store.revoke(&revoked.host, &revoked.digest, None, None, NOW).unwrap().unwrap();
+	let usage = |newest, now| store.usage("example.com", &allowance("juliet", 1, newest), now).unwrap();
+	assert_eq!([usage(1, NOW + 5).open, usage(1, NOW + 6).open], [3, 2]);
+	let all = if store.carries().history { [1, 2, 3, 4, 5].as_slice() } else { &[1, 2, 5] };
+	let made: Vec<_> = all.iter().map(|age| NOW - age).collect();
+	assert_eq!(usage(10, NOW).newest, made);
+	assert_eq!(usage(2, NOW).newest, made[..2]);
+	assert_eq!(store.usage("example.com", &allowance("nurse", 1, 1), NOW).unwrap(), Usage::default());
+}
+
+pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets(store: &dyn InviteStore) {
+	let make = |name: &str, token: &str, allowance: &Allowance| {
+		store.create_within(&made_by(name, token), allowance).unwrap().map_err(|reached| reached.reason)
+	};
+	let two = allowance("juliet", 2, 100);
+	for token in ["1", "2"] {
+		assert_eq!(make("juliet", token, &two), Ok(vec![]));
+	}
+	assert_eq!(make("juliet", "3", &two), Err(Reason::MaxOpen(2)));
+	assert_eq!(store.find("example.com", &Digest::of(b"3")).unwrap(), None);
+	assert_eq!(make("romeo", "4", &allowance("romeo", 2, 100)), Ok(vec![]));
+	store.revoke("example.com", &Digest::of(b"1"), None, None, NOW).unwrap().unwrap();
+	assert_eq!(make("juliet", "3", &two), Ok(vec![]));
+	if store.carries().history {
+		assert_eq!(make("juliet", "5", &allowance("juliet", 100, 3)), Err(Reason::MaxCreated(3, 60)));
+	}
+	let newer =
+		Invite { invite_type: Type::Register, username: Some("nurse".to_owned()), ..made_by("juliet", "6") };
+	let older = bound("7", "nurse");
+	store.create(&older).unwrap();
+	let superseded = store.create_within(&newer, &allowance("juliet", 100, 100)).unwrap().unwrap();
+	assert_eq!(superseded.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [older.digest]);
+	let again = store.create_within(&newer, &allowance("juliet", 100, 100));
+	assert!(matches!(again, Err(StoreError::Exists)), "{again:?}");
+}
+
+#[cfg(test)]
+pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets_whatever_races(store: &(impl InviteStore + Sync)) {
+	inviters_race(&[store, store]);
+}
+
+/// Eight threads, each with one of the stores, make invites for one inviter after the other.
+#[cfg(test)]
+pub(crate) fn inviters_race(stores: &[&(impl InviteStore + Sync)]) {
+	for round in 0..20 {
+		let inviter = format!("inviter{round}");
+		let allowance = allowance(&inviter, 10, 100);
+		let made = AtomicUsize::new(0);
+		std::thread::scope(|threads| {
+			for (thread, store) in (0..8).zip(stores.iter().cycle()) {
+				let (inviter, allowance, made) = (&inviter, &allowance, &made);
+				threads.spawn(move || {
+					for attempt in 0..5 {
+						let invite = made_by(inviter, &format!("{inviter} {thread} {attempt}"));
+						let is_made = store.create_within(&invite, allowance).unwrap().is_ok();
+						made.fetch_add(usize::from(is_made), Ordering::SeqCst);
+					}
+				});
+			}
+		});
+		assert_eq!(made.into_inner(), 10);
+		assert_eq!(stores[0].usage("example.com", &allowance, NOW).unwrap().open, 10);
+	}
 }
 
 pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &dyn InviteStore) {

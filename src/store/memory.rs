@@ -12,6 +12,7 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::listing::{Position, Shelf};
+use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{
 	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
 };
@@ -253,6 +254,27 @@ impl Content {
 		retired
 	}
 
+	fn create(&mut self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
+		let superseded = self.retire(
+			&invite.host,
+			&|older| supersedes(invite, older),
+			super::SUPERSEDED,
+			invite.created_at,
+		);
+		if self.add(invite) { Ok(superseded) } else { Err(StoreError::Exists) }
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Usage {
+		let made = || {
+			self.of_host(host).filter(|invite| invite.local_inviter().as_ref() == Some(&allowance.inviter))
+		};
+		let open = made().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
+		let mut newest: Vec<Timestamp> = made().map(|invite| invite.created_at).collect();
+		newest.sort_unstable_by(|a, b| b.cmp(a));
+		newest.truncate(allowance.newest().try_into().unwrap_or(usize::MAX));
+		Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest }
+	}
+
 	/// An invite that is going to be changed.
 	fn invite_mut(&mut self, host: &str, digest: &Digest) -> Option<&mut Invite> {
 		let key = (host.to_owned(), *digest);
@@ -413,15 +435,26 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
 		self.carries().admit(&invite.clone().into())?;
+		self.change(&invite.host, |content| content.create(invite))
+	}
+
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
+		self.carries().admit(&invite.clone().into())?;
 		self.change(&invite.host, |content| {
-			let superseded = content.retire(
-				&invite.host,
-				&|older| supersedes(invite, older),
-				super::SUPERSEDED,
-				invite.created_at,
-			);
-			if content.add(invite) { Ok(superseded) } else { Err(StoreError::Exists) }
+			let usage = content.usage(&invite.host, allowance, invite.created_at);
+			match decide_creation(invite, allowance, &usage, invite.created_at) {
+				Ok(()) => content.create(invite).map(Ok),
+				Err(reached) => Ok(Err(reached)),
+			}
 		})
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
+		self.read(host, |content| content.usage(host, allowance, now))
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {

@@ -17,6 +17,7 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::listing::{Position, Shelf};
+use crate::policy::{Allowance, LimitReached, Usage};
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce};
 
@@ -106,8 +107,8 @@ impl Carries {
 /// the machine, unless the store says in its own documentation that it is not durable. When it returns
 /// an error, nothing was changed, with one exception: an error after the commit was sent may leave it done.
 ///
-/// Where a rule is needed to decide, the store reads what the rule needs, asks [`crate::redemption`] or
-/// [`crate::lifecycle`], and acts on the answer, all in one transaction that no other can come between.
+/// Where a rule is needed to decide, the store reads what the rule needs, asks [`crate::redemption`],
+/// [`crate::policy`] or [`crate::lifecycle`], and acts on the answer, all in one transaction that no other can come between.
 pub trait InviteStore {
 	/// What it can keep, and what it refuses.
 	fn carries(&self) -> Carries;
@@ -118,6 +119,23 @@ pub trait InviteStore {
 	/// [`StoreError::Exists`] if the host has an invite with this digest already; that one stays as it is.
 	/// [`StoreError::Unsupported`] for what the store does not carry.
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError>;
+
+	/// The same for somebody whose limits [`decide_creation`](crate::policy::decide_creation) knows, if it lets the invite be
+	/// made. Made invites are counted up to the moment at which this one is.
+	///
+	/// # Errors
+	/// The inner one is the decision's; the outer one is the storage's, as of [`InviteStore::create`].
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError>;
+
+	/// What [`decide_creation`](crate::policy::decide_creation) needs to know of an inviter, for an invite that is not made.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError>;
 
 	/// Keeps those of the invites whose token the host does not know yet, with their uses, whatever became of the ones it
 	/// knows. How many those were.

@@ -30,14 +30,18 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::listing::{Position, Shelf};
+use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
 /// Public for the benchmark, which gives its bare SQLite the same.
-pub const MIGRATIONS: [&str; 2] =
-	[include_str!("sqlite/1_invites.sql"), include_str!("sqlite/2_history.sql")];
+pub const MIGRATIONS: [&str; 3] = [
+	include_str!("sqlite/1_invites.sql"),
+	include_str!("sqlite/2_history.sql"),
+	include_str!("sqlite/3_inviters.sql"),
+];
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("sqlite/connection.sql");
@@ -50,9 +54,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
-	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields) VALUES (:host, \
-	:digest, :token, :type, :kind, :username, :allow_registration, :created_at, :expires, :max_uses, :uses, :paused, \
-	:revoked_at, :revoked_why, :revoked_by, :ended_at, :fields)";
+	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields, inviter) \
+	VALUES (:host, :digest, :token, :type, :kind, :username, :allow_registration, :created_at, :expires, :max_uses, \
+	:uses, :paused, :revoked_at, :revoked_why, :revoked_by, :ended_at, :fields, :inviter)";
 
 static IMPORT: LazyLock<String> = LazyLock::new(|| format!("{CREATE} ON CONFLICT DO NOTHING"));
 
@@ -92,6 +96,12 @@ const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = :host AND d
 
 const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
+
+const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = :host AND inviter = :inviter \
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= :now)";
+
+const NEWEST_OF_INVITER: &str = "SELECT created_at FROM invite WHERE host = :host AND inviter = :inviter \
+	ORDER BY created_at DESC LIMIT :limit";
 
 const DUE: &str = "SELECT * FROM invite WHERE host = :host AND expires < :now AND ended_at IS NULL \
 	ORDER BY expires LIMIT :limit";
@@ -554,6 +564,7 @@ fn insert(connection: &Connection, statement: &str, invite: &Invite) -> Result<b
 		":revoked_by": invite.revoked_by,
 		":ended_at": invite.ended_at,
 		":fields": encode_fields(invite)?,
+		":inviter": invite.local_inviter(),
 	})?;
 	Ok(inserted == 1)
 }
@@ -603,6 +614,34 @@ fn retire(
 		}
 	}
 	Ok(retired)
+}
+
+/// What [`InviteStore::create`] does.
+fn create(connection: &Connection, invite: &Invite) -> Result<Vec<Invite>, Trouble> {
+	let superseded = match &invite.username {
+		Some(username) => {
+			let which = |older: &Invite| supersedes(invite, older);
+			retire(connection, &invite.host, username, &which, super::SUPERSEDED, invite.created_at)?
+		}
+		None => Vec::new(),
+	};
+	insert(connection, CREATE, invite)?;
+	Ok(superseded)
+}
+
+fn usage(
+	connection: &Connection,
+	host: &str,
+	allowance: &Allowance,
+	now: Timestamp,
+) -> Result<Usage, Trouble> {
+	let inviter = &allowance.inviter;
+	let open = connection
+		.prepare_cached(OPEN_OF_INVITER)?
+		.query_row(named_params! { ":host": host, ":inviter": inviter, ":now": now }, |row| row.get(0))?;
+	let params = named_params! { ":host": host, ":inviter": inviter, ":limit": allowance.newest() };
+	let newest = all(connection, NEWEST_OF_INVITER, params, |row| Ok(row.get(0)?))?;
+	Ok(Usage { open, newest })
 }
 
 /// The claims for a username and whether an invite other than `except` reserves it.
@@ -719,17 +758,29 @@ impl InviteStore for SqliteStore {
 
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
 		let doing = "storing an invite";
-		let Some(username) = &invite.username else {
+		if invite.username.is_none() {
 			// Nothing can be superseded, and one statement is a transaction of its own.
-			return self.with(doing, |connection| insert(connection, CREATE, invite).map(|_| Vec::new()));
-		};
-		self.change(doing, |connection| {
-			let which = |older: &Invite| supersedes(invite, older);
-			let superseded =
-				retire(connection, &invite.host, username, &which, super::SUPERSEDED, invite.created_at)?;
-			insert(connection, CREATE, invite)?;
-			Ok(superseded)
+			return self.with(doing, |connection| create(connection, invite));
+		}
+		self.change(doing, |connection| create(connection, invite))
+	}
+
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
+		self.change("storing an invite", |connection| {
+			let usage = usage(connection, &invite.host, allowance, invite.created_at)?;
+			match decide_creation(invite, allowance, &usage, invite.created_at) {
+				Ok(()) => create(connection, invite).map(Ok),
+				Err(reached) => Ok(Err(reached)),
+			}
 		})
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
+		self.with("counting the invites of a user", |connection| usage(connection, host, allowance, now))
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::store::conformance::{promises, races, redeem_once, sample, tests};
+use crate::store::conformance::{inviters_race, made_by, promises, races, redeem_once, sample, tests};
 
 /// Long enough that no test on a loaded machine runs into it by accident.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -113,6 +113,45 @@ fn connections_racing_for_one_invite_redeem_it_once() {
 			racers.into_iter().map(|racer| racer.join().unwrap()).filter(|won| *won).count()
 		});
 		assert_eq!(redeemed, 1);
+	}
+}
+
+#[test]
+fn connections_racing_for_one_inviter_make_no_more_than_the_limit_lets() {
+	let (_scratch, path) = scratch();
+	let [one, other] = [(); 2].map(|()| SqliteStore::new(&path, LOCK_WAIT));
+	inviters_race(&[&one, &other]);
+}
+
+#[test]
+fn the_inviters_of_older_invites_are_known_after_the_migration() {
+	let (_scratch, path) = scratch();
+	let (contact, made) = (sample("example.com", "contact"), made_by("juliet", "made"));
+	let elsewhere = Invite { host: "example.net".to_owned(), ..made_by("juliet", "elsewhere") };
+	let nobodys = Invite { username: None, invite_type: Type::Register, ..sample("example.com", "nobody") };
+	let bound = Invite { username: Some("juliet".to_owned()), ..nobodys.clone() };
+	let bound = Invite { digest: Digest::of(b"bound"), ..bound };
+	let all = [&contact, &made, &elsewhere, &nobodys, &bound];
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	for invite in all {
+		store.create(invite).unwrap();
+	}
+	drop(store);
+	let connection = Connection::open(&path).unwrap();
+	connection
+		.execute_batch(
+			"DROP INDEX invite_inviter; DROP INDEX invite_inviter_open; ALTER TABLE invite DROP COLUMN inviter;
+			PRAGMA user_version = 2",
+		)
+		.unwrap();
+	for invite in all {
+		SqliteStore::new(&path, LOCK_WAIT).find(&invite.host, &invite.digest).unwrap();
+		let inviter: Option<String> = connection
+			.query_row("SELECT inviter FROM invite WHERE digest = ?", [invite.digest.as_bytes()], |row| {
+				row.get(0)
+			})
+			.unwrap();
+		assert_eq!(inviter, invite.local_inviter());
 	}
 }
 
