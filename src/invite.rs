@@ -67,6 +67,9 @@ impl Kind {
 	}
 }
 
+/// Stands in the fields of an invite where its token stood.
+const FORGOTTEN: &str = "(token)";
+
 /// One invite. What can be told from a moment in time is in [`crate::lifecycle`].
 #[derive(Clone, PartialEq)]
 pub struct Invite {
@@ -74,7 +77,8 @@ pub struct Invite {
 	pub host: String,
 	/// Its key within the host.
 	pub digest: Digest,
-	/// The secret, where the store still has it: it goes when the invite is used up or revoked.
+	/// The secret, where the store still has it: it goes when the invite is used up or revoked, and with
+	/// [`AtRest::Digest`](crate::service::AtRest) it never comes there.
 	pub token: Option<Token>,
 	/// What it is made for.
 	pub invite_type: Type,
@@ -199,9 +203,24 @@ impl Invite {
 	/// `invite-created` made of it.
 	fn end_for_good(&mut self, now: Timestamp) {
 		self.ended_at.get_or_insert(now);
-		if let Some(token) = self.token.take() {
-			self.fields.replace_text(token.reveal(), "(token)");
+		self.forget_token();
+	}
+
+	/// Takes the secret out, and out of every text that holds it. Says whether it was there.
+	pub(crate) fn forget_token(&mut self) -> bool {
+		let Some(token) = self.token.take() else { return false };
+		self.fields.replace_text(token.reveal(), FORGOTTEN);
+		true
+	}
+
+	/// The fields with the token in its places, for whoever has presented it.
+	#[must_use]
+	pub fn fields_with(&self, token: &Token) -> Table {
+		let mut fields = self.fields.clone();
+		if self.token.is_none() {
+			fields.replace_text(FORGOTTEN, token.reveal());
 		}
+		fields
 	}
 
 	/// The address that it is about: the bound or the inviter's account, else the host.

@@ -179,6 +179,7 @@ local function open_handle()
 			read = bundled.read, get = bundled.get, write = bundled.write;
 			report = report;
 		};
+		token_at_rest = module:get_option_string("invite_token_at_rest", "plain");
 		limits = module:get_option("invite_limits");
 		allows_unknown_age = module:get_option_boolean("invite_limits_allow_unknown_age", true);
 		null = json_null;
@@ -239,6 +240,22 @@ if module.host ~= "*" and not problem and not is_prosodyctl then
 	-- After the start, not in it; a call that comes earlier does it then.
 	module:add_timer(0, function ()
 		return not import_bundled() and 60 or nil;
+	end);
+end
+
+--- tokens that are not to be kept
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	local after;
+	-- The store may have some from before invite_token_at_rest = "digest". A batch at a time, for others wait meanwhile.
+	module:add_timer(0, function ()
+		local next_after, condition, text = handle:forget_tokens(after);
+		if condition then
+			failed(condition, text);
+			return 60;
+		end
+		after = next_after;
+		return after and 0.05 or nil;
 	end);
 end
 

@@ -20,6 +20,7 @@
 //! | `check_name(username)` | `true` if it may be registered without any invite |
 //! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
 //! | `retire_depending(username)`, `retire_resets(username)`, `end_expired()` | list of summaries |
+//! | `forget_tokens(after)` | what to pass as `after` to go on, or `nil` if the store has no token left that it is not to keep |
 //! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
 //!
 //! What else an operator does is in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
@@ -128,7 +129,7 @@ impl Handle {
 		};
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
-				let table = describe(lua, &invite, &token, &self.bundled.null)?;
+				let table = describe(lua, &invite, Some(&token), &self.bundled.null)?;
 				Ok(Ok((table, Draft { invite, token, allowance })))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -150,6 +151,18 @@ impl Handle {
 		}
 	}
 
+	fn check(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
+		let Some(allowance) = &draft.allowance else { return Ok(Ok(true)) };
+		Ok(match self.complete(lua, table, draft)? {
+			Ok((invite, _)) => self
+				.invites
+				.check_limits(&invite, allowance, clock::now())
+				.map(|()| true)
+				.map_err(Failure::from),
+			Err(failure) => Err(failure),
+		})
+	}
+
 	/// The invite as its caller and handlers have left it, and the names of what they must not change and did.
 	pub(super) fn complete(
 		&self,
@@ -164,18 +177,6 @@ impl Handle {
 			Err(Failure::Misuse(text)) => {
 				Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)")))
 			}
-			Err(failure) => Err(failure),
-		})
-	}
-
-	fn check(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
-		let Some(allowance) = &draft.allowance else { return Ok(Ok(true)) };
-		Ok(match self.complete(lua, table, draft)? {
-			Ok((invite, _)) => self
-				.invites
-				.check_limits(&invite, allowance, clock::now())
-				.map(|()| true)
-				.map_err(Failure::from),
 			Err(failure) => Err(failure),
 		})
 	}
@@ -268,14 +269,26 @@ impl Handle {
 	}
 
 	fn info(&self, lua: &Lua, kinds: &str, token: &Value) -> LuaResult<Result<Table, Failure>> {
-		let found = self.found(token, Purpose::Account).or_else(|error| match error {
-			InviteError::TokenInvalid if kinds == ALL_KINDS => self.found(token, Purpose::Contact),
-			error => Err(error),
-		});
+		let purposes: &[Purpose] =
+			if kinds == ALL_KINDS { &[Purpose::Account, Purpose::Contact] } else { &[Purpose::Account] };
+		let mut found = Err(InviteError::TokenInvalid);
+		for purpose in purposes {
+			found = self.found(token, *purpose).map(|(invite, token)| (invite, Some(token)));
+			if matches!(found, Err(InviteError::TokenInvalid)) {
+				found = self.found_by_id(token, *purpose).map(|invite| (invite, None));
+			}
+			if !matches!(found, Err(InviteError::TokenInvalid)) {
+				break;
+			}
+		}
 		match found {
-			Ok((invite, token)) => describe(lua, &invite, &token, &self.bundled.null).map(Ok),
+			Ok((invite, token)) => describe(lua, &invite, token.as_ref(), &self.bundled.null).map(Ok),
 			Err(error) => Ok(Err(error.into())),
 		}
+	}
+
+	fn found_by_id(&self, id: &Value, purpose: Purpose) -> Result<Invite, InviteError> {
+		self.invites.get_by_id(&presented(id)?.as_bytes(), purpose, clock::now())
 	}
 
 	fn found(&self, token: &Value, purpose: Purpose) -> Result<(Invite, Token), InviteError> {
@@ -387,13 +400,38 @@ impl Handle {
 		let revoked = match digest(token) {
 			Err(InviteError::TokenInvalid) => Ok(None),
 			Err(error) => Err(error),
-			Ok(digest) => self.invites.revoke(&digest, why, by, clock::now()),
+			Ok(digest) => {
+				self.invites.revoke(&digest, why, by, clock::now()).and_then(|revoked| match revoked {
+					None => self.revoke_by_id(token, why, by),
+					revoked => Ok(revoked),
+				})
+			}
 		};
 		Ok(match revoked {
 			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(false)),
 			Err(error) => Err(error.into()),
 		})
+	}
+
+	fn revoke_by_id(
+		&self,
+		id: &Value,
+		why: Option<&str>,
+		by: Option<&str>,
+	) -> Result<Option<Invite>, InviteError> {
+		let Value::String(id) = id else { return Ok(None) };
+		match self.invites.identify(&id.as_bytes()) {
+			Ok(digest) => self.invites.revoke(&digest, why, by, clock::now()),
+			Err(InviteError::TokenInvalid) => Ok(None),
+			Err(error) => Err(error),
+		}
+	}
+
+	fn forget_tokens(&self, after: Option<&BString>) -> Result<Option<BString>, Failure> {
+		let after = after.map(page_end).transpose()?;
+		let next = self.invites.forget_tokens(after.as_ref(), BATCH)?;
+		Ok(next.map(|next| BString::from(next.as_bytes().as_slice())))
 	}
 
 	pub(super) fn summaries(
@@ -417,17 +455,16 @@ impl Handle {
 		kinds: &str,
 		after: Option<&BString>,
 	) -> LuaResult<Result<Page, Failure>> {
-		let after = match after.map(|after| <[u8; 32]>::try_from(after.as_slice())).transpose() {
-			Ok(after) => after.map(Digest::from_bytes),
-			Err(_) => return Ok(Err(Failure::Misuse("this is not where a page ends".to_owned()))),
+		let after = match after.map(page_end).transpose() {
+			Ok(after) => after,
+			Err(failure) => return Ok(Err(failure)),
 		};
 		match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
 			Ok((page, next)) => {
 				let tables = page
 					.iter()
 					.filter(|invite| kinds == ALL_KINDS || invite.serves(Purpose::Account))
-					.filter_map(|invite| Some((invite, invite.token.as_ref()?)))
-					.map(|(invite, token)| describe(lua, invite, token, &self.bundled.null))
+					.map(|invite| describe(lua, invite, invite.token.as_ref(), &self.bundled.null))
 					.collect::<LuaResult<Vec<_>>>()?;
 				Ok(Ok((tables, next.map(|next| BString::from(next.as_bytes().as_slice())))))
 			}
@@ -452,6 +489,13 @@ pub(super) fn digest(token: &Value) -> Result<Digest, InviteError> {
 		return Ok(key.0);
 	}
 	Ok(Digest::of(&presented(token)?.as_bytes()))
+}
+
+/// Where a page ended, as it was told to the caller.
+fn page_end(bytes: &BString) -> Result<Digest, Failure> {
+	<[u8; 32]>::try_from(bytes.as_slice())
+		.map(Digest::from_bytes)
+		.map_err(|_| Failure::Misuse("this is not where a page ends".to_owned()))
 }
 
 fn nonce(bytes: &BString) -> Result<Nonce, Failure> {
@@ -544,6 +588,9 @@ impl UserData for Handle {
 		});
 		methods.add_method("end_expired", |lua, this, ()| {
 			outcome(this.summaries(lua, this.invites.end_expired(BATCH, clock::now())))
+		});
+		methods.add_method("forget_tokens", |_, this, after: Option<BString>| {
+			Ok(Outcome(this.forget_tokens(after.as_ref())))
 		});
 		methods.add_method("pending_invites", |lua, this, (kinds, after): (String, Option<BString>)| {
 			outcome(this.pending_invites(lua, &kinds, after.as_ref()))

@@ -37,7 +37,7 @@ use std::time::Duration;
 use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as LuaResult, Table, Value};
 
 use crate::error::InviteError;
-use crate::service::Invites;
+use crate::service::{AtRest, Invites};
 use crate::store::InviteStore;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
@@ -94,11 +94,11 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 	result.map(Outcome)
 }
 
-/// `open { host, storage, path, lock_wait_ms, bundled, limits, allows_unknown_age, null, nodeprep }`: `storage` is `"sqlite"`
-/// (with `path`, the database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with `bundled`,
-/// the functions of [`HostStorage`]) or `"memory"`; `limits` is the option `invite_limits` (see [`policy`]), and
-/// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
-/// `util.encodings`.
+/// `open { host, storage, path, lock_wait_ms, bundled, token_at_rest, limits, allows_unknown_age, null, nodeprep }`: `storage`
+/// is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with
+/// `bundled`, the functions of [`HostStorage`]) or `"memory"`; `token_at_rest` is `"plain"` or `"digest"`; `limits` is the
+/// option `invite_limits` (see [`policy`]), and `allows_unknown_age` whether an account of unknown age counts as old enough;
+/// `null` is `util.json.null`, `nodeprep` that of `util.encodings`.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
@@ -130,6 +130,20 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 			))));
 		}
 	};
+	let at_rest = match options.get::<Option<String>>("token_at_rest")?.as_deref() {
+		None | Some("plain") => AtRest::Plain,
+		Some("digest") if store.carries().digests => AtRest::Digest,
+		Some("digest") => {
+			return Ok(Err(Failure::Misuse(format!(
+				"invite_token_at_rest = \"digest\" does not go with invite_storage = {storage:?}, which knows invites by their tokens alone: change one of the two"
+			))));
+		}
+		Some(other) => {
+			return Ok(Err(Failure::Misuse(format!(
+				"invite_token_at_rest = {other:?} is unknown: use \"plain\" or \"digest\""
+			))));
+		}
+	};
 	let policy = match policy::read(&options.get("limits")?, &options.get("allows_unknown_age")?) {
 		Ok(policy) => policy,
 		Err(problem) => return Ok(Err(Failure::Misuse(problem))),
@@ -139,7 +153,7 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 			"invite_limits with max_created counts invites that have ended, and invite_storage = {storage:?} keeps none: leave max_created out"
 		))));
 	}
-	Ok(Ok(Handle::new(Invites::new(host, store), policy, bundled)))
+	Ok(Ok(Handle::new(Invites::new(host, store).keeping(at_rest), policy, bundled)))
 }
 
 fn parse_duration(text: &LuaString) -> Result<i64, Failure> {

@@ -14,20 +14,28 @@ use crate::value::{Table as StoredTable, Value as Stored};
 /// What a handler of `invite-created` may not change: the identity of the invite.
 const FIXED: [&str; 4] = ["token", "type", "created_at", "jid"];
 
-/// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it.
-pub(super) fn describe(lua: &Lua, invite: &Invite, token: &Token, null: &Null) -> LuaResult<Table> {
+/// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it. Without a token the public
+/// id stands in its place, and there are no links.
+pub(super) fn describe(lua: &Lua, invite: &Invite, token: Option<&Token>, null: &Null) -> LuaResult<Table> {
 	let table = lua.create_table_with_capacity(0, 12)?;
 	table.raw_set("type", invite.invite_type.as_str())?;
 	table.raw_set("jid", invite.jid())?;
-	table.raw_set("token", token.reveal())?;
-	table.raw_set("uri", invite.uri(token))?;
 	table.raw_set("created_at", invite.created_at)?;
 	table.raw_set("expires", expires(invite))?;
 	set_some(&table, "allow_registration", invite.allow_registration.then_some(true))?;
 	set_some(&table, "reusable", invite.max_uses.is_none().then_some(true))?;
 	set_some(&table, "max_uses", invite.max_uses.filter(|max_uses| *max_uses > 1))?;
 	set_some(&table, "uses", Some(invite.uses).filter(|uses| *uses > 0))?;
-	write_entries(lua, &invite.fields, null, &table)?;
+	if let Some(token) = token {
+		table.raw_set("token", token.reveal())?;
+		table.raw_set("uri", invite.uri(token))?;
+		write_entries(lua, &invite.fields_with(token), null, &table)?;
+	} else {
+		write_entries(lua, &invite.fields, null, &table)?;
+		table.raw_set("token", invite.digest.id().to_string())?;
+		table.raw_set("uri", Value::Nil)?;
+		table.raw_set("landing_page", Value::Nil)?;
+	}
 	Ok(table)
 }
 
@@ -49,7 +57,8 @@ pub(super) fn validated(
 		(Purpose::Account, Type::Register) => table.raw_set("jid", invite.jid())?,
 		(Purpose::Contact, _) => (),
 	}
-	let field = |name| invite.fields.get(name).map(|value| write(lua, value, null)).transpose();
+	let fields = invite.fields_with(token);
+	let field = |name| fields.get(name).map(|value| write(lua, value, null)).transpose();
 	match field("uri")? {
 		Some(uri) => table.raw_set("uri", uri)?,
 		None => table.raw_set("uri", invite.uri(token))?,
@@ -74,7 +83,7 @@ pub(super) fn take_over(
 	table: &Table,
 	null: &Null,
 ) -> LuaResult<Result<Vec<&'static str>, Failure>> {
-	let original = describe(lua, invite, token, null)?;
+	let original = describe(lua, invite, Some(token), null)?;
 	let mut restored = Vec::new();
 	for name in FIXED {
 		let value: Value = original.raw_get(name)?;
@@ -110,7 +119,8 @@ pub(super) fn absorb(
 	invite.allow_registration = is_truthy(&table.raw_get("allow_registration")?);
 
 	// What the columns say again when they are read need not be kept beside them; what they would not is.
-	let said = describe(lua, &Invite { fields: StoredTable::default(), ..invite.clone() }, token, null)?;
+	let said =
+		describe(lua, &Invite { fields: StoredTable::default(), ..invite.clone() }, Some(token), null)?;
 	let mut fields = Vec::new();
 	for pair in table.pairs::<Value, Value>() {
 		let (key, value) = pair?;

@@ -28,6 +28,7 @@ macro_rules! promises {
 			hosts_do_not_see_each_others_invites,
 			a_second_invite_with_the_same_token_is_refused_and_the_first_stays,
 			a_newer_bound_invite_revokes_the_older,
+			tokens_are_forgotten_page_by_page_and_links_with_them,
 			the_invites_of_an_inviter_are_counted,
 			an_inviter_makes_no_more_than_the_limit_lets,
 			an_import_keeps_what_is_new_and_wakes_nothing,
@@ -183,7 +184,7 @@ pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &dyn InviteStore) {
 }
 
 pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn InviteStore) {
-	let Carries { history, pause, several_uses, contact_details } = store.carries();
+	let Carries { history, pause, several_uses, contact_details, digests } = store.carries();
 	let good = account("good");
 	let contact = Invite { allow_registration: false, ..sample("example.com", "contact") };
 	let variants = [
@@ -203,6 +204,7 @@ pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn Inv
 		(pause, Invite { paused: true, ..account("paused") }),
 		(several_uses, Invite { max_uses: Some(3), ..account("limit") }),
 		(contact_details, Invite { max_uses: None, ..contact }),
+		(digests, Invite { token: None, ..account("digest") }),
 	];
 	for (is_carried, invite) in variants {
 		let records = [Record::from(good.clone()), Record::from(invite.clone())];
@@ -279,6 +281,36 @@ pub(crate) fn made_by(inviter: &str, token: &str) -> Invite {
 	let source = [(Value::text("source"), Value::text(&format!("{inviter}@example.com/balcony")))];
 	let fields = [(Value::text("additional_data"), Value::Table(source.into_iter().collect()))];
 	Invite { fields: fields.into_iter().collect(), ..account(token) }
+}
+
+pub(crate) fn tokens_are_forgotten_page_by_page_and_links_with_them(store: &dyn InviteStore) {
+	let linked = |token: &str| {
+		let fields = [(Value::text("landing_page"), Value::text(&format!("https://example.com/?{token}")))];
+		Invite { fields: fields.into_iter().collect(), ..account(token) }
+	};
+	for index in 0..5 {
+		store.create(&linked(&format!("token{index}"))).unwrap();
+	}
+	let elsewhere = Invite { host: "example.net".to_owned(), ..linked("token5") };
+	store.create(&elsewhere).unwrap();
+	if !store.carries().digests {
+		let refused = store.forget_tokens("example.com", None, 2);
+		assert!(matches!(refused, Err(StoreError::Unsupported { .. })), "{refused:?}");
+		return;
+	}
+	for _ in 0..2 {
+		let (mut after, mut pages) = (None, 1);
+		while let Some(next) = store.forget_tokens("example.com", after.as_ref(), 2).unwrap() {
+			(after, pages) = (Some(next), pages + 1);
+		}
+		assert_eq!(pages, 3);
+	}
+	for index in 0..5 {
+		let token = format!("token{index}");
+		let expected = Invite { token: None, fields: linked("(token)").fields, ..linked(&token) };
+		assert_eq!(store.find("example.com", &Digest::of(token.as_bytes())).unwrap(), Some(expected));
+	}
+	assert_eq!(store.find("example.net", &elsewhere.digest).unwrap(), Some(elsewhere));
 }
 
 pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn InviteStore) {

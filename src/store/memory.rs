@@ -497,6 +497,26 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		})
 	}
 
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError> {
+		if !self.carries().digests {
+			return Err(StoreError::Unsupported { what: "an invite without its token" });
+		}
+		self.change(host, |content| {
+			let page = content.page(host, after, limit, |_| true);
+			for invite in &page {
+				if let Some(invite) = content.invite_mut(host, &invite.digest) {
+					invite.forget_token();
+				}
+			}
+			Ok(super::last_of_full_page(&page, limit))
+		})
+	}
+
 	fn check(&self, host: &str) -> Vec<Finding> {
 		self.backing.check(host)
 	}

@@ -55,11 +55,14 @@ pub struct Carries {
 	/// What was given with an invite that is for a contact alone. Without it, [`InviteStore::create`] keeps its end and no
 	/// more, as the bundled module does, whose callers always give something; an import is refused.
 	pub contact_details: bool,
+	/// Pending invites without their tokens.
+	pub digests: bool,
 }
 
 impl Carries {
 	/// Of a store that can keep everything.
-	pub const ALL: Self = Self { history: true, pause: true, several_uses: true, contact_details: true };
+	pub const ALL: Self =
+		Self { history: true, pause: true, several_uses: true, contact_details: true, digests: true };
 
 	/// Whether all of a record can be kept.
 	///
@@ -79,6 +82,8 @@ impl Carries {
 			"a limit of several uses"
 		} else if invite.max_uses.is_none() && !invite.allow_registration && !self.contact_details {
 			"an invite for any number of contacts"
+		} else if invite.token.is_none() && !has_history && !self.digests {
+			"an invite without its token"
 		} else {
 			return Ok(());
 		};
@@ -150,6 +155,18 @@ pub trait InviteStore {
 	/// # Errors
 	/// When the storage fails, or what it holds is damaged.
 	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError>;
+
+	/// Takes the secret out of those of up to `limit` invites that have one still: of those that follow `after`, in the order
+	/// of their digests, whatever became of them. Where to go on, unless those were the last.
+	///
+	/// # Errors
+	/// When the storage fails; [`StoreError::Unsupported`] where it keeps invites by nothing but their tokens.
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError>;
 
 	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
 	/// What is wrong is a finding, not an error.
@@ -322,6 +339,12 @@ pub trait InviteStore {
 	/// # Errors
 	/// When the storage fails.
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError>;
+}
+
+/// Where the next page begins, if there may be one: a page that is not full is the last.
+fn last_of_full_page(page: &[Invite], limit: u32) -> Option<Digest> {
+	let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
+	if is_last { None } else { page.last().map(|invite| invite.digest) }
 }
 
 /// Why a store could not do its work. The texts tell an operator what to do, and hold no token.

@@ -818,6 +818,33 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError> {
+		let doing = "taking tokens out of invites";
+		// Nearly always there is none, and looking for them needs no lock.
+		let (next, is_done) = self.with(doing, |connection| {
+			let page = page(connection, ALL_INVITES, host, after, limit)?;
+			let is_done = page.iter().all(|invite| invite.token.is_none());
+			Ok((super::last_of_full_page(&page, limit), is_done))
+		})?;
+		if is_done {
+			return Ok(next);
+		}
+		self.change(doing, |connection| {
+			let mut page = page(connection, ALL_INVITES, host, after, limit)?;
+			for invite in &mut page {
+				if invite.forget_token() {
+					update(connection, invite)?;
+				}
+			}
+			Ok(super::last_of_full_page(&page, limit))
+		})
+	}
+
 	fn check(&self, _: &str) -> Vec<Finding> {
 		self.look()
 	}
