@@ -270,12 +270,12 @@ local function prepped(username)
 	return node ~= "" and node or nil;
 end
 
--- Why nothing was created: what the library says, or, where a limit is reached, a sentence for the inviter beside it.
+-- Nothing was created, and the library says why.
 local function not_created(request, condition, text, limit)
 	if limit then
 		module:log("info", "%s was refused an invite, by %s", request.inviter.username, limit);
 		limits.tell(text);
-		return nil, condition, text;
+		return nil, condition;
 	end
 	limits.tell(condition);
 	return failed(condition, text);
@@ -307,8 +307,8 @@ local function prepare(request, additional_data)
 end
 
 local function create(request, additional_data)
-	local invite, draft, sentence = prepare(request, additional_data);
-	if not invite then return nil, draft, sentence; end
+	local invite, draft = prepare(request, additional_data);
+	if not invite then return nil, draft; end
 	local restored, superseded, summary, limit = handle:save(invite, draft);
 	if not restored then return not_created(request, superseded, summary, limit); end
 	for _, older in ipairs(superseded) do
@@ -349,7 +349,7 @@ local function reset_request(account_username, additional_data, ttl)
 	return account_request(username, merged_additional_data, ttl or reset_ttl);
 end
 
-local function contact_request(username, allow_registration, additional_data, ttl, by_operator)
+local function contact_request(username, allow_registration, additional_data, ttl)
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
 	return {
@@ -358,7 +358,6 @@ local function contact_request(username, allow_registration, additional_data, tt
 		allow_registration = allow_registration;
 		ttl = ttl;
 		default_ttl = default_ttl;
-		by_operator = by_operator;
 	}, additional_data;
 end
 
@@ -377,9 +376,8 @@ function create_account_reset(account_username, additional_data, ttl)
 end
 
 -- Creates an invite to become a contact of a local user; if allow_registration is given, also to register an account.
--- An operator who does it in the user's place is not held to the user's limits.
-function create_contact(username, allow_registration, additional_data, ttl, by_operator)
-	return create(contact_request(username, allow_registration, additional_data, ttl, by_operator));
+function create_contact(username, allow_registration, additional_data, ttl)
+	return create(contact_request(username, allow_registration, additional_data, ttl));
 end
 
 -- Creates an invite to register an account that joins groups. If a ttl is given, it can be used any number of times
