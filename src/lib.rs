@@ -28,6 +28,7 @@ pub mod duration;
 pub mod error;
 pub mod invite;
 pub mod lifecycle;
+pub mod lineage;
 pub mod listing;
 #[cfg(feature = "lua")]
 mod lua;

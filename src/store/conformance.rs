@@ -13,6 +13,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::lineage::Member;
 use crate::listing::{Position, Shelf};
 use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
@@ -44,6 +45,9 @@ macro_rules! promises {
 			what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation,
 			retiring_takes_what_is_picked_of_one_user_alone,
 			a_pause_keeps_others_out_until_it_ends,
+			who_brought_an_account_is_known_and_the_last_registration_counts,
+			a_branch_is_revoked_at_once_and_nobody_elses_invites,
+			the_invites_of_an_inviter_are_found_whatever_became_of_them,
 			each_expired_invite_is_ended_once,
 			a_name_is_seen_as_reserved_and_as_claimed,
 			pages_follow_each_other_without_gap_or_repetition,
@@ -624,6 +628,100 @@ pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &dyn Invite
 	let mut left = [mine[2].digest, others.digest];
 	left.sort();
 	assert_eq!(open, left);
+}
+
+/// Redeems an invite for an account with this name.
+fn register(store: &dyn InviteStore, invite: &Invite, username: &str, now: Timestamp) {
+	store.create(invite).unwrap();
+	store.redeem_at_once(&claim(invite, Purpose::Account, username, now), None, now).unwrap().unwrap();
+}
+
+pub(crate) fn who_brought_an_account_is_known_and_the_last_registration_counts(store: &dyn InviteStore) {
+	let (first, later) = (made_by("juliet", "first"), made_by("nurse", "later"));
+	let lineage = |username: &str| store.lineage("example.com", username).unwrap();
+	let names = |inviter: &str| -> Vec<String> {
+		let brought = store.brought_by("example.com", inviter).unwrap();
+		brought.into_iter().map(|member| member.username).collect()
+	};
+	register(store, &first, "romeo", NOW);
+	let tracked = |username: &str| Member {
+		username: username.to_owned(),
+		inviter: "tracked".to_owned(),
+		digest: Digest::of(b"elsewhere"),
+		joined_at: None,
+	};
+	let members = [tracked("romeo"), tracked("paris")];
+	if !store.carries().history {
+		assert!(is_refused(&store.import_lineage("example.com", &members)));
+		assert_eq!((lineage("romeo"), names("juliet")), (None, vec![]));
+		return;
+	}
+	let romeo = Member {
+		username: "romeo".to_owned(),
+		inviter: "juliet".to_owned(),
+		digest: first.digest,
+		joined_at: Some(NOW),
+	};
+	assert_eq!(lineage("romeo"), Some(romeo));
+	assert_eq!(store.import_lineage("example.com", &members).unwrap(), 1);
+	assert_eq!(store.import_lineage("example.com", &members).unwrap(), 0);
+	assert_eq!([names("juliet"), names("tracked")], [["romeo"], ["paris"]]);
+	store.purge("example.com", NOW + 1, 10).unwrap();
+	assert_eq!(names("juliet"), ["romeo"], "the invite is gone, who used it is known");
+	register(store, &later, "romeo", NOW + 1);
+	assert_eq!((names("juliet"), names("nurse")), (vec![], vec!["romeo".to_owned()]));
+	register(store, &account("nobody's"), "romeo", NOW + 2);
+	assert_eq!((lineage("romeo"), names("nurse")), (None, vec![]));
+	assert_eq!(store.lineage("example.net", "paris").unwrap(), None);
+}
+
+pub(crate) fn a_branch_is_revoked_at_once_and_nobody_elses_invites(store: &dyn InviteStore) {
+	register(store, &made_by("juliet", "1"), "romeo", NOW);
+	register(store, &made_by("romeo", "2"), "paris", NOW);
+	let open = [("juliet", "3"), ("romeo", "4"), ("paris", "5"), ("paris", "6"), ("nurse", "7")];
+	for (inviter, token) in open {
+		store.create(&made_by(inviter, token)).unwrap();
+	}
+	let elsewhere = Invite { host: "example.net".to_owned(), ..made_by("juliet", "8") };
+	store.create(&elsewhere).unwrap();
+	let retire = |is_branch| {
+		let retired =
+			store.retire_inviter("example.com", "juliet", is_branch, Some("spam"), Some("op"), NOW + 1);
+		let mut digests: Vec<_> = retired.unwrap().iter().map(|invite| invite.digest).collect();
+		digests.sort();
+		digests
+	};
+	let digests = |tokens: &[&str]| {
+		let mut digests: Vec<_> = tokens.iter().map(|token| Digest::of(token.as_bytes())).collect();
+		digests.sort();
+		digests
+	};
+	assert_eq!(retire(false), digests(&["3"]));
+	let branch: &[&str] = if store.carries().history { &["4", "5", "6"] } else { &[] };
+	assert_eq!(retire(true), digests(branch));
+	assert_eq!(retire(true), []);
+	if store.carries().history {
+		let found = store.find("example.com", &Digest::of(b"5")).unwrap().unwrap();
+		let revoked = (found.revoked_at, found.revoked_why.as_deref(), found.revoked_by.as_deref());
+		assert_eq!(revoked, (Some(NOW + 1), Some("spam"), Some("op")));
+		let open = store.open_invites("example.com", None, 10).unwrap();
+		assert_eq!(open.iter().map(|invite| invite.digest).collect::<Vec<_>>(), digests(&["7"]));
+	}
+	assert_eq!(store.open_invites("example.net", None, 10).unwrap().len(), 1);
+}
+
+pub(crate) fn the_invites_of_an_inviter_are_found_whatever_became_of_them(store: &dyn InviteStore) {
+	let made = |token: &str, created_at| Invite { created_at, ..made_by("juliet", token) };
+	let contact = Invite { username: Some("juliet".to_owned()), ..sample("example.com", "contact") };
+	register(store, &made("used", NOW + 1), "romeo", NOW);
+	store.create(&made("open", NOW + 2)).unwrap();
+	store.create(&contact).unwrap();
+	store.create(&made_by("nurse", "nurse")).unwrap();
+	let found = store.made_by("example.com", "juliet").unwrap();
+	let found: Vec<_> = found.iter().map(|invite| invite.digest).collect();
+	let tokens: &[&[u8]] =
+		if store.carries().history { &[b"contact", b"used", b"open"] } else { &[b"contact", b"open"] };
+	assert_eq!(found, tokens.iter().map(|token| Digest::of(token)).collect::<Vec<_>>());
 }
 
 pub(crate) fn a_pause_keeps_others_out_until_it_ends(store: &dyn InviteStore) {

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::lineage::Member;
 use crate::listing::{Position, Shelf};
 use crate::policy::{Allowance, LimitReached, Usage};
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
@@ -142,8 +143,8 @@ pub trait InviteStore {
 	/// When the storage fails.
 	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError>;
 
-	/// Keeps those of the invites whose token the host does not know yet, with their uses, whatever became of the ones it
-	/// knows. How many those were.
+	/// Keeps those of the invites whose token the host does not know yet, with their uses and what these mean for
+	/// [lineage](crate::lineage::birth), whatever became of the ones it knows. How many those were.
 	///
 	/// # Errors
 	/// When the storage fails; [`StoreError::Unsupported`] if one of them is more than the store carries.
@@ -190,7 +191,8 @@ pub trait InviteStore {
 		now: Timestamp,
 	) -> Result<Result<(), Refusal>, StoreError>;
 
-	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in.
+	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in. What the use means
+	/// for [lineage](crate::lineage::birth) is kept with it.
 	///
 	/// # Errors
 	/// When the storage fails. The claim then stands as it stood.
@@ -264,6 +266,48 @@ pub trait InviteStore {
 		why: &str,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError>;
+
+	/// Revokes the open invites of an inviter, and with `is_branch` of everybody in the inviter's
+	/// [branch](crate::lineage::branch).
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError>;
+
+	/// All invites of an inviter that are still known, whatever became of them, the oldest first (of two of one second, in
+	/// the order of their digests).
+	///
+	/// # Errors
+	/// When the storage fails, or what it holds is damaged.
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError>;
+
+	/// The accounts that somebody brought, in the order of their names. None where the store does not carry
+	/// [`Carries::history`].
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError>;
+
+	/// Who brought an account, if that is known.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError>;
+
+	/// Takes over what is known elsewhere, of accounts where it [replaces](Member::replaces) what the store knows. Of how many
+	/// it did.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError>;
 
 	/// Pauses or resumes an invite that has not ended; `false` if there is none that this changes.
 	///

@@ -29,6 +29,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::lineage::{Birth, Member, birth, branch};
 use crate::listing::{Position, Shelf};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
@@ -96,6 +97,21 @@ const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = :host AND d
 
 const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
+
+const OPEN_INVITES_OF_INVITER: &str =
+	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter AND ended_at IS NULL";
+
+const INVITES_OF_INVITER: &str =
+	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter ORDER BY created_at, digest";
+
+const BROUGHT_BY: &str = "SELECT * FROM lineage WHERE host = :host AND inviter = :inviter ORDER BY username";
+
+const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :username";
+
+const BROUGHT: &str = "INSERT OR REPLACE INTO lineage (host, username, inviter, digest, joined_at) \
+	VALUES (:host, :username, :inviter, :digest, :joined_at)";
+
+const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
 
 const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = :host AND inviter = :inviter \
 	AND ended_at IS NULL AND (expires IS NULL OR expires >= :now)";
@@ -314,7 +330,11 @@ impl SqliteStore {
 		if journal_mode != "wal" {
 			return Err(Connecting::NoWal);
 		}
-		if !is_current(&connection)? {
+		// Seen in one moment: another process that migrates meanwhile would look like another program.
+		let moment = connection.unchecked_transaction()?;
+		let is_current = is_current(&moment)?;
+		drop(moment);
+		if !is_current {
 			migrate(&mut connection)?;
 		}
 		connection.busy_timeout(self.lock_wait)?;
@@ -734,9 +754,50 @@ fn count(
 	let Some(mut invite) = find(connection, &claim.host, &claim.digest)? else {
 		return Ok(None);
 	};
+	match birth(&invite, claim.purpose, claim.invitee.as_deref(), now) {
+		Some(Birth::Brought(member)) => drop(keep_member(connection, &claim.host, &member)?),
+		Some(Birth::Alone(username)) => {
+			let params = named_params! { ":host": claim.host, ":username": username };
+			connection.prepare_cached(ALONE)?.execute(params)?;
+		}
+		None => (),
+	}
 	invite.add_use(now);
 	update(connection, &invite)?;
 	Ok(Some(invite))
+}
+
+/// Keeps who brought an account, if it replaces what is known; whether it did.
+fn keep_member(connection: &Connection, host: &str, member: &Member) -> Result<bool, Trouble> {
+	let may = member.replaces(lineage(connection, host, &member.username)?.as_ref());
+	if may {
+		connection.prepare_cached(BROUGHT)?.execute(named_params! {
+			":host": host,
+			":username": member.username,
+			":inviter": member.inviter,
+			":digest": member.digest.as_bytes(),
+			":joined_at": member.joined_at,
+		})?;
+	}
+	Ok(may)
+}
+
+fn lineage(connection: &Connection, host: &str, username: &str) -> Result<Option<Member>, Trouble> {
+	let params = named_params! { ":host": host, ":username": username };
+	Ok(all(connection, LINEAGE, params, read_member)?.pop())
+}
+
+fn read_member(row: &Row<'_>) -> Result<Member, Trouble> {
+	Ok(Member {
+		username: row.get("username")?,
+		inviter: row.get("inviter")?,
+		digest: Digest::from_bytes(row.get("digest")?),
+		joined_at: row.get("joined_at")?,
+	})
+}
+
+fn brought_by(connection: &Connection, host: &str, inviter: &str) -> Result<Vec<Member>, Trouble> {
+	all(connection, BROUGHT_BY, named_params! { ":host": host, ":inviter": inviter }, read_member)
 }
 
 fn release(
@@ -791,6 +852,9 @@ impl InviteStore for SqliteStore {
 					kept += 1;
 					for redemption in redemptions {
 						insert_redemption(connection, &invite.host, &invite.digest, redemption)?;
+						if let Some(Birth::Brought(member)) = redemption.birth(invite) {
+							keep_member(connection, &invite.host, &member)?;
+						}
 					}
 				}
 			}
@@ -978,6 +1042,60 @@ impl InviteStore for SqliteStore {
 			return Ok(Vec::new());
 		}
 		self.change(doing, |connection| retire(connection, host, username, which, why, now))
+	}
+
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.change("revoking the invites of an inviter", |connection| {
+			let inviters = if is_branch {
+				branch(inviter, |inviter| brought_by(connection, host, inviter))?
+			} else {
+				vec![inviter.to_owned()]
+			};
+			let mut retired = Vec::new();
+			for inviter in inviters {
+				let params = named_params! { ":host": host, ":inviter": inviter };
+				for mut invite in all(connection, OPEN_INVITES_OF_INVITER, params, read_invite)? {
+					if invite.revoke(why, by, now) {
+						update(connection, &invite)?;
+						retired.push(invite);
+					}
+				}
+			}
+			Ok(retired)
+		})
+	}
+
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
+		self.with("listing the invites of an inviter", |connection| {
+			let params = named_params! { ":host": host, ":inviter": inviter };
+			all(connection, INVITES_OF_INVITER, params, read_invite)
+		})
+	}
+
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
+		self.with("listing whom somebody brought", |connection| brought_by(connection, host, inviter))
+	}
+
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
+		self.with("looking up who brought an account", |connection| lineage(connection, host, username))
+	}
+
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
+		self.change("importing who brought whom", |connection| {
+			let mut kept = 0;
+			for member in members {
+				kept += usize::from(keep_member(connection, host, member)?);
+			}
+			Ok(kept)
+		})
 	}
 
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {

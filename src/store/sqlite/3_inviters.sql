@@ -24,3 +24,22 @@ CREATE INDEX invite_inviter ON invite (host, inviter, created_at) WHERE inviter 
 
 -- How many of them are open.
 CREATE INDEX invite_inviter_open ON invite (host, inviter, expires) WHERE inviter IS NOT NULL AND ended_at IS NULL;
+
+-- Who invited whom: outlives the invites, which are purged.
+CREATE TABLE lineage (
+	host      TEXT NOT NULL,
+	username  TEXT NOT NULL,  -- of the account that was brought
+	inviter   TEXT NOT NULL,  -- by this one
+	digest    BLOB NOT NULL,  -- with this invite
+	joined_at INTEGER,        -- NULL: not known
+	PRIMARY KEY (host, username)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX lineage_inviter ON lineage (host, inviter);
+
+-- SQLite keeps, of the rows that max() does not decide between, that of the greatest one.
+INSERT INTO lineage (host, username, inviter, digest, joined_at)
+	SELECT host, invitee, inviter, digest, max(used_at) FROM redemption JOIN invite USING (host, digest)
+	WHERE purpose = 'account' AND kind <> 'reset' AND invitee IS NOT NULL
+	GROUP BY host, invitee
+	HAVING inviter IS NOT NULL;
