@@ -150,12 +150,11 @@ fn the_inviters_of_older_invites_are_known_after_the_migration() {
 	let connection = Connection::open(&path).unwrap();
 	connection
 		.execute_batch(
-			"DROP TABLE lineage; DROP INDEX invite_inviter; DROP INDEX invite_inviter_open; ALTER TABLE invite DROP COLUMN inviter;
-			PRAGMA user_version = 2",
+			"DROP TABLE lineage; DROP INDEX invite_inviter; DROP INDEX invite_inviter_open; ALTER TABLE invite DROP COLUMN inviter",
 		)
 		.unwrap();
+	connection.execute_batch(include_str!("2_inviters.sql")).unwrap();
 	for invite in all {
-		SqliteStore::new(&path, LOCK_WAIT).find(&invite.host, &invite.digest).unwrap();
 		let inviter: Option<String> = connection
 			.query_row("SELECT inviter FROM invite WHERE digest = ?", [invite.digest.as_bytes()], |row| {
 				row.get(0)

@@ -1,4 +1,4 @@
--- Schema 3. Who invites is limited, and known afterwards.
+-- Schema 2 too. Who invites is limited, and known afterwards.
 
 -- The local user who made it: of a roster invite its username, of others what modules wrote down as the source. As
 -- src/invite.rs says.
