@@ -57,26 +57,38 @@ pub fn birth(invite: &Invite, purpose: Purpose, invitee: Option<&str>, now: Time
 	})
 }
 
-/// Everybody in the branch of `root`, each once: the root itself, those whom it brought, and so on. `brought_by` says whom
-/// somebody brought.
+/// Where somebody stands in a branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+	/// The localpart.
+	pub username: String,
+	/// Who brought the account; none of the root.
+	pub brought: Option<Member>,
+	/// Steps from the root.
+	pub depth: usize,
+}
+
+/// Everybody in the branch of `root`, each once: the root itself, and after everybody those whom they brought. `brought_by`
+/// says whom somebody brought.
 ///
 /// # Errors
 /// Those of `brought_by`.
 pub fn branch<E>(
 	root: &str,
 	mut brought_by: impl FnMut(&str) -> Result<Vec<Member>, E>,
-) -> Result<Vec<String>, E> {
-	let mut branch = vec![root.to_owned()];
-	// Names can be registered again, by whom they once brought: there may be circles.
-	let mut seen: BTreeSet<String> = branch.iter().cloned().collect();
-	let mut next = 0;
-	while let Some(username) = branch.get(next) {
-		for member in brought_by(username)? {
+) -> Result<Vec<Place>, E> {
+	let mut branch = Vec::new();
+	// Names can be registered again, by those whom they once brought: there may be circles.
+	let mut seen = BTreeSet::from([root.to_owned()]);
+	let mut next = vec![Place { username: root.to_owned(), brought: None, depth: 0 }];
+	while let Some(place) = next.pop() {
+		for member in brought_by(&place.username)?.into_iter().rev() {
 			if seen.insert(member.username.clone()) {
-				branch.push(member.username);
+				let username = member.username.clone();
+				next.push(Place { username, brought: Some(member), depth: place.depth + 1 });
 			}
 		}
-		next += 1;
+		branch.push(place);
 	}
 	Ok(branch)
 }
@@ -156,7 +168,11 @@ mod tests {
 			};
 			Ok::<_, Infallible>(names.iter().map(member).collect())
 		};
-		assert_eq!(branch("juliet", brought).unwrap(), ["juliet", "romeo", "nurse", "paris"]);
-		assert_eq!(branch("paris", brought).unwrap(), ["paris"]);
+		let branch = |root| -> Vec<(usize, String)> {
+			branch(root, brought).unwrap().into_iter().map(|place| (place.depth, place.username)).collect()
+		};
+		let expected = [(0, "juliet"), (1, "romeo"), (2, "paris"), (1, "nurse")];
+		assert_eq!(branch("juliet"), expected.map(|(depth, name)| (depth, name.to_owned())));
+		assert_eq!(branch("paris"), [(0, "paris".to_owned())]);
 	}
 }

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
+use crate::lineage::{self, Member, Place};
 use crate::listing::{Filter, Position, Shelf};
 use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
@@ -474,6 +475,49 @@ impl Invites {
 	pub fn retire_resets(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
 		let which = |invite: &Invite| invite.kind() == Kind::Reset;
 		Ok(self.store.retire(&self.host, username, &which, "the password was changed", now)?)
+	}
+
+	/// Revokes the open invites of an inviter, and of everybody in the inviter's branch if that is asked for, at once.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn revoke_inviter(
+		&self,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.retire_inviter(&self.host, inviter, is_branch, why, by, now)?)
+	}
+
+	/// Everybody in somebody's branch; the root's place names who brought it, if that is known.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn branch(&self, root: &str) -> Result<Vec<Place>, InviteError> {
+		let mut branch = lineage::branch(root, |inviter| self.store.brought_by(&self.host, inviter))?;
+		if let Some(first) = branch.first_mut() {
+			first.brought = self.store.lineage(&self.host, root)?;
+		}
+		Ok(branch)
+	}
+
+	/// The invites of an inviter that are still known, whatever became of them, the oldest first.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn made_by(&self, inviter: &str) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.made_by(&self.host, inviter)?)
+	}
+
+	/// Takes over who brought whom, where it is not known better. Of how many accounts it was new.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn import_lineage(&self, members: &[Member]) -> Result<usize, InviteError> {
+		Ok(self.store.import_lineage(&self.host, members)?)
 	}
 
 	/// Pauses or resumes an invite. `false` if it has ended, or was so already.

@@ -61,7 +61,7 @@ end
 
 local REGISTERED = "prosody:registered";
 
--- The roles of a local user, each as a list of its name and those of the roles that it inherits from, the nearest first.
+-- The roles of a local user, each as a list of its name and those of the roles that it inherits from, nearest first.
 -- Up to 0.12 roles inherit nothing: what every user is stands in for that.
 function compat.role_chains(username)
 	local jid = username.."@"..module.host;

@@ -1,5 +1,5 @@
--- Who may invite how much (option invite_limits). Whether an invite may be made is decided in the library; here it learns
--- what it has to know of an inviter, and those who are refused learn why.
+-- Who may invite how much (option invite_limits). Whether an invite may be made is decided in the library; here it
+-- learns what it has to know of an inviter, and those who are refused learn why.
 
 local compat = module:require("compat");
 
@@ -13,7 +13,7 @@ local function looks_at_age(options)
 	return false;
 end
 
-local is_age_to_be_told = looks_at_age(module:get_option("invite_limits"));
+local is_age_to_be_told = prosody.process_type ~= "prosodyctl" and looks_at_age(module:get_option("invite_limits"));
 
 -- A local user as the library's `prepare` takes an inviter; nil for none.
 function limits.inviter(username)

@@ -19,9 +19,9 @@ local function close_registration()
 	end, 1000000);
 end
 
-local has_all_parts, bundled, compat, limits, metrics, prosodyctl, redemption, shell = pcall(function ()
-	return module:require("bundled"), module:require("compat"), module:require("limits"), module:require("metrics"),
-		module:require("prosodyctl"), module:require("redemption"), module:require("shell");
+local has_all_parts, bundled, compat, limits, lineage, metrics, prosodyctl, redemption, shell = pcall(function ()
+	return module:require("bundled"), module:require("compat"), module:require("limits"), module:require("lineage"),
+		module:require("metrics"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
 	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
@@ -243,6 +243,13 @@ if module.host ~= "*" and not problem and not is_prosodyctl then
 	end);
 end
 
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	lineage.import_tracked(function (entries)
+		local imported, condition, text = handle:import_lineage(entries);
+		if not imported then failed(condition, text); end
+	end, report);
+end
+
 --- tokens that are not to be kept
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
@@ -281,26 +288,34 @@ local function not_created(request, condition, text, limit)
 	return failed(condition, text);
 end
 
--- Makes an invite without storing it: its table as it is to be stored, and its draft.
-local function prepare(request, additional_data)
-	if not request then
-		limits.tell(additional_data);
-		return nil, additional_data;
-	end
-	if not request.by_operator and not is_prosodyctl then
+-- Makes an invite without storing it: its table as it is to be stored, and its draft. Or nil, a condition and a text,
+-- followed by the limit that does not let its inviter make it, if it is that.
+local function draft_of(request, additional_data)
+	if not request.by_operator then
 		request.source = additional_data and additional_data.source;
 		request.inviter = limits.inviter(handle:limited(request));
 	end
 	local invite, draft, text = handle:prepare(request);
-	if not invite then return not_created(request, draft, text); end
+	if not invite then return nil, draft, text; end
 	-- As they were passed, whatever counts as true.
 	invite.allow_registration = request.allow_registration;
 	invite.reusable = request.reusable;
 	invite.additional_data = additional_data;
 
-	local is_allowed, condition, why, limit = handle:check(invite, draft);
-	if not is_allowed then return not_created(request, condition, why, limit); end
+	local is_allowed, condition, why_not, limit = handle:check(invite, draft);
+	if not is_allowed then return nil, condition, why_not, limit; end
+	return invite, draft;
+end
 
+-- The same for an invite that is going to be stored.
+local function prepare(request, additional_data)
+	if not request then
+		limits.tell(additional_data);
+		return nil, additional_data;
+	end
+	request.by_operator = request.by_operator or is_prosodyctl;
+	local invite, draft, text, limit = draft_of(request, additional_data);
+	if not invite then return not_created(request, draft, text, limit); end
 	-- Before it is stored: handlers add to it.
 	module:fire_event("invite-created", invite);
 	return invite, draft;
@@ -420,8 +435,8 @@ local function any_request(wanted)
 end
 
 -- Creates an invite from { kind, username, allow_registration, additional_data, ttl, max_uses, by_operator }: of kind
--- "account" (the default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires; nobody's
--- limits apply to what an operator makes.
+-- "account" (the default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires;
+-- nobody's limits apply to what an operator makes.
 function create_invite(wanted)
 	return create(any_request(wanted));
 end
@@ -447,6 +462,27 @@ function create_invites(wanted, number)
 		module:fire_event("invite-stored", summary);
 	end
 	return invites;
+end
+
+-- Whether a local user may create an invite of a kind ("contact", "account-and-contact", "account" or "group") now:
+-- true, or nil, a condition, and where it is a limit the sentence for the user and which limit it is. Changes nothing.
+function may_invite(username, kind)
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	if compat.account_state(inviter) == "missing" then return nil, "item-not-found"; end
+	local is_contact = kind == "contact" or kind == "account-and-contact";
+	local invite, condition, text, limit = draft_of({
+		type = is_contact and "roster" or "register";
+		username = is_contact and inviter or nil;
+		allow_registration = kind ~= "contact";
+		default_ttl = default_ttl;
+	}, {
+		source = inviter.."@"..module.host;
+		groups = kind == "group" and { "" } or nil;
+	});
+	if invite then return true; end
+	if limit then return nil, condition, text, limit; end
+	return failed(condition, text);
 end
 
 --- looking at invites
@@ -541,6 +577,20 @@ function revoke(named, reason, by)
 	return revoke_key(key, reason, by);
 end
 
+-- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch, all at once: how
+-- many those were.
+function revoke_inviter(username, is_branch, reason, by)
+	if not import_bundled() then return nil, "internal-server-error"; end
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	local revoked, condition, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
+	if not revoked then return failed(condition, text); end
+	for _, summary in ipairs(revoked) do
+		module:fire_event("invite-revoked", summary);
+	end
+	return #revoked;
+end
+
 -- Revokes an invite of any kind by its token. Also true if there is no such invite.
 function delete_account_invite(token)
 	if not import_bundled() then return nil, "internal-server-error"; end
@@ -597,6 +647,19 @@ function list(filter)
 	end;
 end
 
+-- Whom a local user brought, whom these brought, and so on: a list of { username, depth, inviter, joined_at, account },
+-- the user first and everybody before those whom they brought; `account` is "active", "disabled", "missing" or "unknown".
+function branch(username)
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	local members, condition, text = handle:branch(inviter);
+	if not members then return failed(condition, text); end
+	for _, member in ipairs(members) do
+		member.account = compat.account_state(member.username);
+	end
+	return members;
+end
+
 -- Whether an invite would be accepted now, for registering this username if one is given: true, or nil, a condition and
 -- a sentence. Changes nothing.
 function why(named, username)
@@ -621,6 +684,16 @@ end
 function stats_text(options)
 	import_bundled();
 	return told(handle:stats_text(options));
+end
+
+function tree_text(username, options)
+	local members, condition = branch(username);
+	if not members then return nil, condition; end
+	local accounts = {};
+	for _, member in ipairs(members) do
+		accounts[member.username] = member.account;
+	end
+	return told(handle:tree_text(members[1].username, { json = options.json, accounts = accounts }));
 end
 
 function show_text(named, options)

@@ -682,11 +682,12 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
 		self.change(host, |content| {
-			let inviters = if is_branch {
-				branch(inviter, |inviter| Ok::<_, StoreError>(content.brought_by(host, inviter)))?
-			} else {
-				vec![inviter.to_owned()]
-			};
+			let inviters: BTreeSet<String> = branch(inviter, |inviter| {
+				Ok::<_, StoreError>(if is_branch { content.brought_by(host, inviter) } else { Vec::new() })
+			})?
+			.into_iter()
+			.map(|place| place.username)
+			.collect();
 			let is_theirs = |invite: &Invite| {
 				invite.ended_at.is_none()
 					&& invite.local_inviter().is_some_and(|inviter| inviters.contains(&inviter))

@@ -1053,14 +1053,12 @@ impl InviteStore for SqliteStore {
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
 		self.change("revoking the invites of an inviter", |connection| {
-			let inviters = if is_branch {
-				branch(inviter, |inviter| brought_by(connection, host, inviter))?
-			} else {
-				vec![inviter.to_owned()]
-			};
+			let inviters = branch(inviter, |inviter| {
+				if is_branch { brought_by(connection, host, inviter) } else { Ok(Vec::new()) }
+			})?;
 			let mut retired = Vec::new();
-			for inviter in inviters {
-				let params = named_params! { ":host": host, ":inviter": inviter };
+			for place in inviters {
+				let params = named_params! { ":host": host, ":inviter": place.username };
 				for mut invite in all(connection, OPEN_INVITES_OF_INVITER, params, read_invite)? {
 					if invite.revoke(why, by, now) {
 						update(connection, &invite)?;

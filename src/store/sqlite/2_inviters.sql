@@ -30,7 +30,7 @@ CREATE TABLE lineage (
 	host      TEXT NOT NULL,
 	username  TEXT NOT NULL,  -- of the account that was brought
 	inviter   TEXT NOT NULL,  -- by this one
-	digest    BLOB NOT NULL,  -- with this invite
+	digest    BLOB NOT NULL CHECK (length(digest) = 32),  -- with this invite
 	joined_at INTEGER,        -- NULL: not known
 	PRIMARY KEY (host, username)
 ) STRICT, WITHOUT ROWID;
