@@ -648,7 +648,8 @@ function list(filter)
 end
 
 -- Whom a local user brought, whom these brought, and so on: a list of { username, depth, inviter, joined_at, account },
--- the user first and everybody before those whom they brought; `account` is "active", "disabled", "missing" or "unknown".
+-- the user first and everybody before those whom they brought; `account` is "active", "disabled", "missing" or
+-- "unknown".
 function branch(username)
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
