@@ -79,10 +79,15 @@ pub struct Allowance {
 }
 
 impl Policy {
-	/// Whether invites are counted that have ended.
+	/// The seconds for which invites are counted that have ended; 0 if none are.
 	#[must_use]
-	pub fn needs_history(&self) -> bool {
-		self.roles.values().any(|limits| limits.max_created.is_some())
+	pub fn counted_period(&self) -> i64 {
+		self.roles
+			.values()
+			.filter(|limits| limits.max_created.is_some())
+			.map(|limits| limits.period)
+			.max()
+			.unwrap_or(0)
 	}
 
 	/// What limits this inviter; none if nothing does.
@@ -313,6 +318,14 @@ mod tests {
 		assert_eq!(refusal(&contact(), open(10), &with(9)), None);
 		assert_eq!(refusal(&contact(), open(10), &with(10)), Some(Reason::MaxOpen(10)));
 		assert_eq!(refusal(&contact(), open(0), &with(0)), Some(Reason::MaxOpen(0)));
+	}
+
+	#[test]
+	fn ended_invites_are_needed_for_as_long_as_a_role_counts_them() {
+		let created = |max_created, period| Limits { max_created, period, ..Limits::default() };
+		assert_eq!(policy(&[("a", created(None, DAY))]).counted_period(), 0);
+		let both = policy(&[("a", created(Some(1), DAY)), ("b", created(Some(1), 2 * DAY))]);
+		assert_eq!(both.counted_period(), 2 * DAY);
 	}
 
 	#[test]

@@ -196,6 +196,12 @@ local handle = module.host ~= "*" and metrics.watch(open_handle());
 
 if problem then close_registration(); end
 
+-- Invites that are counted have to be there.
+if module.host ~= "*" then
+	shortest_history = math.max(shortest_history, handle:counted_period() or 0);
+	history_age = math.max(history_age, shortest_history);
+end
+
 -- Passes a failure of the library on: misuse is raised, anything else returned.
 local function failed(condition, text)
 	if condition == "misuse" then
@@ -302,7 +308,7 @@ local function draft_of(request, additional_data)
 	invite.reusable = request.reusable;
 	invite.additional_data = additional_data;
 
-	local is_allowed, condition, why_not, limit = handle:check(invite, draft);
+	local is_allowed, condition, why_not, limit = handle:may_save(invite, draft);
 	if not is_allowed then return nil, condition, why_not, limit; end
 	return invite, draft;
 end
@@ -711,8 +717,12 @@ function export_to_bundled()
 	-- What was made there since is to stay.
 	if not import_bundled() then return nil, "internal-server-error"; end
 	if bundled.driver() == "memory" then return nil, "storage = \"memory\" keeps nothing for another process"; end
-	local host_rows, user_rows, count = handle:bundled_rows();
+	local host_rows, user_rows, count, unknown = handle:bundled_rows();
 	if not host_rows then return failed(user_rows, count); end
+	if unknown > 0 then
+		return nil, ("%d pending invites are kept without their tokens (invite_token_at_rest = \"digest\"), "
+			.."and that module knows them by nothing else"):format(unknown);
+	end
 	local written, err = bundled.replace(module.host, host_rows, user_rows);
 	if not written then return nil, err; end
 	return count;

@@ -1,7 +1,6 @@
 """Who may invite how much (option invite_limits), as users of the ad-hoc commands of XEP-0401 and operators meet it."""
 
 import asyncio
-import json
 import sqlite3
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from client import Command, Refused, login
-from prosody import Prosody, ServerFailed
+from prosody import Prosody
 
 Make = Callable[..., Prosody]
 
@@ -162,6 +161,19 @@ async def test_an_operator_can_keep_accounts_of_unknown_age_from_inviting(make: 
         "You cannot invite anybody, because the server does not know how old your account is"
     ] * 2
     assert server.log().count("does not know how old accounts are") == 1
+
+
+async def test_ended_invites_are_not_purged_while_they_count(make: Make) -> None:
+    server = make(registered('max_created = 1, period = "1 year"'), config="invite_history = 3600;")
+    assert await ask(server) == ["made"]
+    change(server, "UPDATE invite SET ended_at = created_at - 30 * 86400, revoked_at = ended_at")
+    assert server.eval('return (module:depends("invites").purge(0));') == 0
+    assert (await ask(server))[0].startswith("You may create 1 invitation within")
+
+
+async def test_limits_hold_in_the_hosts_own_storage_too(make: Make) -> None:
+    server = make(registered("max_open = 10"), config='invite_storage = "prosody";')
+    assert await race([server], 30) == {"made": 10, TEN_OPEN: 20}
 
 
 # Roles
@@ -344,6 +356,7 @@ async def test_the_commands_are_their_modules_own_again_when_this_one_is_gone(ma
         (registered('kinds = "contact"'), 'kinds must be a list of "account", "contact", "account-and-contact"'),
         (registered('kinds = { "friend" }'), "kinds must be a list of"),
         (registered("kinds = { contact = true }"), "kinds must be a list of"),
+        (registered("max_created = 1") + '; invite_storage = "prosody"', "leave max_created out"),
     ],
 )
 def test_limits_that_make_no_sense_close_invitations_and_say_what_to_write(make: Make, limits: str, told: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from client import Refused, login, open_stream
@@ -17,6 +18,7 @@ from prosody import CHECKOUT, Prosody
 Make = Callable[..., Prosody]
 
 COMMUNITY_MODULES = CHECKOUT / "target/prosody/13.0.1-modules/usr/lib/prosody/modules"
+SCHEMA = json.loads((CHECKOUT / "spec" / "output.schema.json").read_text())
 MODULES = ("register_ibr", "invites", "invites_register", "invites_adhoc")
 INVITE = "urn:xmpp:invite#invite"
 
@@ -73,9 +75,15 @@ async def bring(server: Prosody, inviter: str, *usernames: str) -> None:
         await register(server, await invite(server, inviter), username)
 
 
+def validated(kind: str, line: str) -> dict[str, Any]:
+    instance = json.loads(line)
+    jsonschema.validate(instance, {"$ref": f"#/$defs/{kind}", "$defs": SCHEMA["$defs"]})
+    return instance
+
+
 def branch(server: Prosody, username: str) -> list[tuple[int, str, str | None]]:
     lines = operate(server, "tree", "example.com", username, "--json").splitlines()
-    accounts = map(json.loads, lines)
+    accounts = [validated("account", line) for line in lines]
     return [(account["depth"], account["username"], account.get("inviter")) for account in accounts]
 
 
@@ -164,7 +172,7 @@ async def test_a_branch_of_a_thousand_invites_is_revoked_by_one_command(make: Ma
             with pytest.raises(Refused):
                 await stream.preauth(tokens[username])
     again = operate(server, "revoke", "example.com", "--inviter", "juliet", "--branch", "--json")
-    assert json.loads(again) == {"revoked": 0}
+    assert validated("revoked", again) == {"revoked": 0}
 
 
 async def test_a_branch_is_revoked_as_a_whole_or_not_at_all(make: Make) -> None:
@@ -239,7 +247,8 @@ def test_why_says_whether_a_user_may_invite_and_which_limit_forbids_it(make: Mak
         "refused (policy-violation): You have 1 open invitation already; you can create another when one was used or has "
         'expired [invite_limits["prosody:registered"]: max_open = 1]\n'
     )
-    told = json.loads(operate(server, "why", "example.com", "--inviter", "juliet", "--kind", "group", "--json", code=1))
+    words = ("why", "example.com", "--inviter", "juliet", "--kind", "group", "--json")
+    told = validated("why_inviter", operate(server, *words, code=1))
     assert told == {
         "inviter": "juliet",
         "allowed": False,

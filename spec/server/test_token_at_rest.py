@@ -1,6 +1,7 @@
 """invite_token_at_rest = "digest": the suite works, and who steals the disk finds no token on it."""
 
 import asyncio
+import json
 import re
 import sqlite3
 import time
@@ -176,6 +177,33 @@ def test_the_shell_lists_shows_and_deletes_by_id(make: Make) -> None:
     assert "0 pending invites" in server.prosodyctl("shell", "invite", "list", "example.com").stdout
 
 
+def test_the_link_is_told_when_the_invite_is_made_and_never_again(make: Make) -> None:
+    server = make()
+    made = json.loads(server.prosodyctl("mod_invites", "generate", "example.com", "--json").stdout)
+    assert made["link"].endswith(made["token"]) and made["uri"].endswith(f"preauth={made['token']}")
+    by_token = json.loads(
+        server.prosodyctl("mod_invites", "show", "example.com", made["token"], "--show-token", "--json").stdout
+    )
+    assert by_token["link"] == made["link"]
+    shown = server.prosodyctl("mod_invites", "show", "example.com", made["id"], "--show-token", "--json").stdout
+    listed = server.prosodyctl("mod_invites", "list", "example.com", "--show-token", "--json").stdout
+    for text in (shown, listed):
+        assert json.loads(text)["id"] == made["id"]
+        assert not json.loads(text).keys() & {"token", "uri", "link", "landing_page"}
+
+
+def test_the_bundled_modules_store_is_left_alone_rather_than_emptied(make: Make, prosody: Make) -> None:
+    bundled = prosody(modules=("invites",))
+    create(bundled)
+    bundled.stop()
+    (store,) = (bundled.data_path / "example%2ecom").glob("invite_token*")
+    before = store.read_bytes()
+    server = make(data_path=bundled.data_path)
+    exported = server.prosodyctl("mod_invites", "export", "example.com", "--to", "prosody")
+    assert exported.returncode == 1 and "1 pending invites are kept without their tokens" in exported.stderr
+    assert store.read_bytes() == before
+
+
 def test_where_tokens_are_kept_an_id_names_nothing_for_other_modules(make: Make) -> None:
     server = make(config="")
     token = create(server)
@@ -224,6 +252,10 @@ def test_what_the_bundled_module_stored_is_taken_over_without_its_tokens(make: M
     ("config", "told"),
     [
         ('invite_token_at_rest = "hashed"', 'invite_token_at_rest = "hashed" is unknown: use "plain" or "digest"'),
+        (
+            'invite_token_at_rest = "digest"; invite_storage = "prosody"',
+            'invite_token_at_rest = "digest" does not go with invite_storage = "prosody"',
+        ),
     ],
 )
 def test_a_setting_that_makes_no_sense_closes_invitations_and_says_what_to_write(

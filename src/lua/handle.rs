@@ -4,10 +4,11 @@
 //! | --- | --- |
 //! | `limited { type, username, source }` | the username of the local user who invites, if anything limits anybody; `source` is `additional_data.source` |
 //! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl, default_ttl, inviter }` | invite table, draft; `account` is the state of the account of a register invite's username; `inviter` is `{ username, roles, account_created }` of whom `limited` named, `roles` a list of lists as of [`crate::policy::Inviter`] |
-//! | `check(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
+//! | `counted_period()` | the seconds for which limits count invites that have ended |
+//! | `may_save(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
 //! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, summary; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
-//! | `bundled_rows()` | the same rows, of all invites that are good now, and how many invites that is |
+//! | `bundled_rows()` | the same rows, of all invites that are good now; how many invites that is, and of how many there is no token |
 //! | `get(token, username)` | validated invite table, and the username of the account that it depends on, if any; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
@@ -69,7 +70,20 @@ pub(super) struct Draft {
 }
 
 /// An invite that an operator named. Only [`super::operator`] makes one: a public id by itself is no token anywhere.
-pub(super) struct Key(pub(super) Digest);
+pub(super) struct Key {
+	digest: Digest,
+	/// The token, if that is what it was named by.
+	token: Option<Token>,
+}
+
+impl Key {
+	pub(super) fn new(digest: Digest, named: &LuaString) -> Self {
+		let is_token = Digest::of(&named.as_bytes()) == digest;
+		let token =
+			named.to_str().ok().filter(|_| is_token).map(|token| Token::from_stored(token.to_owned()));
+		Self { digest, token }
+	}
+}
 
 /// Invites that are imported in one transaction: less than 20 ms in which others cannot write.
 pub(super) const IMPORT_BATCH: usize = 200;
@@ -151,7 +165,7 @@ impl Handle {
 		}
 	}
 
-	fn check(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
+	fn may_save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
 		let Some(allowance) = &draft.allowance else { return Ok(Ok(true)) };
 		Ok(match self.complete(lua, table, draft)? {
 			Ok((invite, _)) => self
@@ -219,16 +233,19 @@ impl Handle {
 		Ok(Ok(counts))
 	}
 
-	fn bundled_rows(&self, lua: &Lua) -> LuaResult<Result<(Table, Table, usize), Failure>> {
+	fn bundled_rows(&self, lua: &Lua) -> LuaResult<Result<(Table, Table, usize, usize), Failure>> {
 		let (host_rows, user_rows) = (lua.create_table()?, lua.create_table()?);
-		let (mut count, mut after) = (0, None);
+		let (mut count, mut unknown, mut after) = (0, 0, None);
 		loop {
 			let (page, next) = match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
 				Ok(page) => page,
 				Err(error) => return Ok(Err(error.into())),
 			};
 			for invite in &page {
-				let Some((token, rows)) = self.bundled.rows(lua, invite)? else { continue };
+				let Some((token, rows)) = self.bundled.rows(lua, invite)? else {
+					unknown += 1;
+					continue;
+				};
 				count += 1;
 				if let Some(row) = rows.host {
 					host_rows.raw_set(token.reveal(), row)?;
@@ -244,7 +261,7 @@ impl Handle {
 			}
 			after = next;
 			if after.is_none() {
-				return Ok(Ok((host_rows, user_rows, count)));
+				return Ok(Ok((host_rows, user_rows, count, unknown)));
 			}
 		}
 	}
@@ -486,9 +503,22 @@ pub(super) fn digest(token: &Value) -> Result<Digest, InviteError> {
 	if let Value::UserData(key) = token
 		&& let Ok(key) = key.borrow::<Key>()
 	{
-		return Ok(key.0);
+		return Ok(key.digest);
 	}
 	Ok(Digest::of(&presented(token)?.as_bytes()))
+}
+
+/// An open invite with the token that it was named by, which the store may not have.
+pub(super) fn with_token(mut invite: Invite, named: &Value) -> Invite {
+	if invite.ended_at.is_none()
+		&& let Value::UserData(key) = named
+		&& let Ok(key) = key.borrow::<Key>()
+		&& let Some(token) = &key.token
+	{
+		invite.fields = invite.fields_with(token);
+		invite.token = Some(token.clone());
+	}
+	invite
 }
 
 /// Where a page ended, as it was told to the caller.
@@ -529,9 +559,10 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
 		operator::add_methods(methods);
+		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
 		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
-		methods.add_method("check", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
-			outcome(this.check(lua, &table, &draft))
+		methods.add_method("may_save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
+			outcome(this.may_save(lua, &table, &draft))
 		});
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
 		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {

@@ -148,7 +148,7 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 		Ok(policy) => policy,
 		Err(problem) => return Ok(Err(Failure::Misuse(problem))),
 	};
-	if policy.needs_history() && !store.carries().history {
+	if policy.counted_period() > 0 && !store.carries().history {
 		return Ok(Err(Failure::Misuse(format!(
 			"invite_limits with max_created counts invites that have ended, and invite_storage = {storage:?} keeps none: leave max_created out"
 		))));

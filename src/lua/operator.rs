@@ -27,7 +27,7 @@ use std::collections::HashMap;
 
 use mlua::{BString, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
 
-use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl};
+use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
 use super::{Failure, Outcome, outcome, set_some};
 use crate::clock::{self, Timestamp};
@@ -37,7 +37,7 @@ use crate::lifecycle::State;
 use crate::lineage::{Member, Place};
 use crate::listing::{Filter, Position, Shelf};
 use crate::render::{self, Branch, Detail, Listing, Stats};
-use crate::token::{Digest, Token};
+use crate::token::Digest;
 
 /// Invites in one page of a listing: a few milliseconds.
 const PAGE: u32 = 200;
@@ -61,7 +61,7 @@ impl Handle {
 	fn resolve(&self, named: &Value) -> Result<Key, Failure> {
 		match named {
 			Value::Nil | Value::Boolean(false) => Err(InviteError::NoToken.into()),
-			Value::String(named) => Ok(Key(self.invites.resolve(&named.as_bytes())?)),
+			Value::String(named) => Ok(Key::new(self.invites.resolve(&named.as_bytes())?, named)),
 			_ => Err(InviteError::TokenInvalid.into()),
 		}
 	}
@@ -305,18 +305,6 @@ impl Handle {
 		let (count, next) = self.invites.count_open(&after, COUNTED)?;
 		Ok((count, next.as_ref().map(write_position)))
 	}
-}
-
-/// An open invite with the token that was presented for it, which the store may not have.
-fn with_token(mut invite: Invite, token: &Value) -> Invite {
-	if let (None, None, Value::String(token)) = (invite.ended_at, &invite.token, token)
-		&& let Ok(token) = token.to_str()
-	{
-		let token = Token::from_stored(token.to_owned());
-		invite.fields = invite.fields_with(&token);
-		invite.token = Some(token);
-	}
-	invite
 }
 
 fn as_line(json: Result<String, serde_json::Error>) -> Result<String, Failure> {
