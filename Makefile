@@ -2,6 +2,7 @@
 # make demo    people inviting each other on real Prosodys
 # make test    every ring of tests
 # make bench   how fast it is beside bare SQLite, and with many invites; fails where it is too slow
+# make scale   what an operator's commands cost with a million invites; fails where it is too much
 # make faults  kills servers in the middle of registrations, fifty rounds for each moment
 # make mutants breaks the redemption on purpose and prints which spec notices
 # make lint    everything that is checked without running
@@ -33,7 +34,7 @@ TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
 LIBRARY = $(TARGET_DIR)/$(if $(GLIBC),$(TARGET)/)release/libprosody_invites.so
 
 .NOTPARALLEL:
-.PHONY: build demo test bench faults mutants lint install rock matrix licences fresh clean machine-build machine-demo machine-test machine-lint
+.PHONY: build demo test bench scale faults mutants lint install rock matrix licences fresh clean machine-build machine-demo machine-test machine-lint
 
 # One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
 # place, since overwriting it would crash a server that has it mapped.
@@ -51,6 +52,9 @@ test: machine-test build
 bench: machine-test build
 	$(CARGO) bench --locked --no-run --bench bare_sqlite
 	/usr/bin/python3 spec/server/bench.py
+
+scale: machine-test build
+	/usr/bin/python3 spec/server/scale.py
 
 faults: machine-test build
 	SPEC_ROUNDS=50 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_crash.py

@@ -27,6 +27,7 @@ build = {
 			-- These become mod_invites/compat.lua and so on; Prosody's module:require looks for those after compat.lib.lua.
 			["mod_invites.compat"] = "lua/mod_invites/compat.lib.lua",
 			["mod_invites.bundled"] = "lua/mod_invites/bundled.lib.lua",
+			["mod_invites.check"] = "lua/mod_invites/check.lib.lua",
 			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
 			["mod_invites.limits"] = "lua/mod_invites/limits.lib.lua",
 			["mod_invites.lineage"] = "lua/mod_invites/lineage.lib.lua",
@@ -34,6 +35,7 @@ build = {
 			["mod_invites.prosodyctl"] = "lua/mod_invites/prosodyctl.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",
+			["mod_invites.transfer"] = "lua/mod_invites/transfer.lib.lua",
 		},
 		lib = {
 			prosody_invites = "lua/mod_invites/prosody_invites.so",

@@ -729,4 +729,84 @@ describe("pages of pending invites", function ()
 		assert.equal(created, seen);
 		assert.is_nil(next(tokens));
 	end);
+
+	describe("an operator's methods", function ()
+		local function id_of(handle, token)
+			return assert(handle:show(token)).id;
+		end
+
+		it("take a token or a piece of an id, and what redeems takes tokens alone", function ()
+			local handle = open();
+			local invite = create(handle);
+			local id = id_of(handle, invite.token);
+			for _, named in ipairs({ invite.token, id, id:sub(1, 6) }) do
+				local key = assert(handle:resolve(named));
+				assert.equal(id, assert(handle:show(key)).id);
+				assert.equal("account", assert(handle:look(key)).purpose);
+			end
+			for _, named in ipairs({ id, id:sub(1, 6) }) do
+				assert.same({ nil, "token-invalid" }, { (select(1, handle:get(named))), (select(2, handle:get(named))) });
+				assert.equal("token-invalid", (select(2, handle:claim({ token = named, purpose = "account", invitee = "x" }))));
+				assert.equal("token-invalid", (select(2, handle:redeem_at_once({ token = named, purpose = "account" }))));
+				assert.is_false((handle:revoke(named)));
+			end
+			for what, odd in pairs(ODD_TOKENS) do
+				local key, condition = handle:resolve(odd);
+				assert.is_nil(key, what);
+				assert.equal(odd and "token-invalid" or "no-token", condition, what);
+			end
+		end);
+
+		it("refuse what is no filter, no page and no number of uses in words", function ()
+			local handle = open();
+			for _, call in ipairs({
+				function () return handle:list({ state = "gone" }); end;
+				function () return handle:list({ kind = "gone" }); end;
+				function () return handle:list({ part = "gone" }); end;
+				function () return handle:list({}, "not a page"); end;
+				function () return handle:count_open("not a page"); end;
+				function () return handle:prepare({ type = "register", ttl = 60, max_uses = 0 }); end;
+				function () return handle:prepare({ type = "register", ttl = 60, max_uses = 2^40 }); end;
+				function () return handle:prepare({ type = "register", ttl = 60, max_uses = "many" }); end;
+			}) do
+				local result, condition, text = call();
+				assert.is_nil(result);
+				assert.equal("misuse", condition);
+				assert.is_string(text);
+			end
+		end);
+
+		it("list in pages that follow each other, without tokens", function ()
+			local handle = open();
+			local drafts = {};
+			for i = 1, 450 do
+				local invite, draft = prepare(handle, { max_uses = 2 });
+				drafts[i] = { invite, draft };
+			end
+			assert.equal(450, #assert(handle:save_all(drafts)));
+			local seen, total, after = {}, 0, nil;
+			repeat
+				local page, next_after = assert(handle:list({}, after));
+				for _, summary in ipairs(page) do
+					assert.is_nil(seen[summary.id]);
+					assert.is_nil(summary.token);
+					assert.equal(2, summary.max_uses);
+					seen[summary.id], total = true, total + 1;
+				end
+				after = next_after;
+			until not after;
+			assert.equal(450, total);
+		end);
+
+		it("make a bounded invite that says how often it was used", function ()
+			local handle = open();
+			local invite = create(handle, { max_uses = 3 });
+			assert.equal(3, invite.max_uses);
+			assert(redeem(handle, invite.token));
+			local info = assert(handle:info("account", invite.token));
+			assert.equal(3, info.max_uses);
+			assert.equal(1, info.uses);
+			assert.equal("juliet", assert(handle:show(invite.token)).redemptions[1].invitee);
+		end);
+	end);
 end);

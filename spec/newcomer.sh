@@ -9,7 +9,8 @@ step() { # WHAT
 }
 
 step "Prosody, its modules and the libraries of their pages, from bookworm-backports"
-sed -n 's/ bookworm main$/ bookworm-backports main/p' /etc/apt/sources.list >/etc/apt/sources.list.d/backports.list
+cat /etc/apt/sources.list.d/*.list | sed -n 's/ bookworm main$/ bookworm-backports main/p' >backports.list
+mv backports.list /etc/apt/sources.list.d/
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # Nothing starts here: there is no init.

@@ -2,6 +2,14 @@
 
 use serde::Serialize;
 
+use crate::clock::Timestamp;
+
+/// Clocks of two machines may differ so much, in seconds.
+const CLOCK_TOLERANCE: i64 = 60;
+
+/// No clock that is right says so little: this version did not exist in 2025.
+const PAST: Timestamp = 1_735_689_600;
+
 /// How bad it is. Its number is the exit code, as monitoring systems have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -34,6 +42,21 @@ impl Finding {
 	#[must_use]
 	pub fn warning(text: impl Into<String>) -> Self {
 		Self { level: Level::Warning, text: text.into() }
+	}
+
+	/// What the clock says, against the newest thing that is stored.
+	#[must_use]
+	pub fn of_clock(newest: Option<Timestamp>, now: Timestamp) -> Self {
+		let ahead = newest.unwrap_or(now).saturating_sub(now);
+		if now < PAST {
+			Self::critical("the clock of this machine is years behind: no invite expires when it should")
+		} else if ahead > CLOCK_TOLERANCE {
+			Self::warning(format!(
+				"invites were made {ahead} seconds in the future: the clock of this machine was wrong, or is now"
+			))
+		} else {
+			Self::ok("the clock is not behind what was stored")
+		}
 	}
 
 	/// Does not work.

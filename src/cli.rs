@@ -12,7 +12,7 @@ use terminal_size::Width;
 use crate::duration::{self, Seconds};
 use crate::invite::Kind;
 use crate::lifecycle::State;
-use crate::listing::{Filter, Shelf};
+use crate::listing::{Filter, Part};
 
 /// Exit code of a command line that cannot be understood, as in Prosody's own commands.
 const MISUSE: u8 = 2;
@@ -52,8 +52,16 @@ pub enum Command {
 	Stats(Stats),
 	/// Remove what ended long ago
 	Purge(Purge),
-	/// Write the pending invites where another module finds them
+	/// Write all invites as JSON lines, or the pending ones where another module finds them
 	Export(Export),
+	/// Take in invites that were exported, or that ejabberd has listed
+	Import(Import),
+	/// Write a copy of the database of all hosts
+	Backup(Backup),
+	/// Put a copy in the place of the database of all hosts
+	Restore(Restore),
+	/// Look whether everything is as it should be: exit code 0 if it is, 1 for warnings, 2 if invites do not work
+	Check(Check),
 }
 
 /// `export`
@@ -62,8 +70,53 @@ pub struct Export {
 	/// Host whose invites are exported
 	pub host: String,
 	/// Make the store of Prosody's bundled module equal to the pending invites here: what was used or revoked is removed there
-	#[arg(long, value_name = "WHERE")]
-	pub to: Destination,
+	#[arg(long, value_name = "WHERE", conflicts_with_all = ["pending", "output"])]
+	pub to: Option<Destination>,
+	/// Leave out what was used or revoked, has expired or is paused
+	#[arg(long)]
+	pub pending: bool,
+	/// Write to this new file, for its owner alone, instead of stdout
+	#[arg(long, short, value_name = "FILE")]
+	pub output: Option<OsString>,
+}
+
+/// `import`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+	/// Host that the invites are for
+	pub host: String,
+	/// File to read; - for stdin
+	pub file: OsString,
+}
+
+/// `backup`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+	/// New file to write
+	pub file: OsString,
+}
+
+/// `restore`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+	/// File that `backup` wrote
+	pub file: OsString,
+	/// Revoke every invite that is open in the backup: what was used since then would be good again
+	#[arg(long)]
+	pub revoke_older: bool,
+	/// Do not ask
+	#[arg(long)]
+	pub yes: bool,
+}
+
+/// `check`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+	/// Host to look at
+	pub host: String,
+	/// Print what is found as JSON
+	#[arg(long)]
+	pub json: bool,
 }
 
 /// Where to export to.
@@ -75,6 +128,7 @@ pub enum Destination {
 
 /// `generate`
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own on the command line")]
 pub struct Generate {
 	/// Host that the invite is for
 	pub host: String,
@@ -257,20 +311,20 @@ impl Picked {
 }
 
 impl List {
-	/// What is listed, and off which shelf.
+	/// What is listed, and of which part.
 	#[must_use]
-	pub fn filter(&self) -> (Filter, Shelf) {
+	pub fn filter(&self) -> (Filter, Part) {
 		let filter = self.picked.filter(self.state);
-		let shelf = filter.shelf();
-		(filter, shelf)
+		let part = filter.part();
+		(filter, part)
 	}
 }
 
 impl History {
-	/// What is listed, and off which shelf.
+	/// What is listed, and of which part.
 	#[must_use]
-	pub fn filter(&self) -> (Filter, Shelf) {
-		(self.picked.filter(self.state), Shelf::History)
+	pub fn filter(&self) -> (Filter, Part) {
+		(self.picked.filter(self.state), Part::History)
 	}
 }
 
@@ -494,16 +548,16 @@ mod tests {
 	}
 
 	#[test]
-	fn a_state_says_which_shelf_a_listing_goes_through() {
-		let shelf = |args: &str| match parse(args.split_whitespace().map(OsString::from)) {
+	fn a_state_says_which_part_a_listing_goes_through() {
+		let part = |args: &str| match parse(args.split_whitespace().map(OsString::from)) {
 			Ok(Command::List(list)) => list.filter().1,
 			Ok(Command::History(history)) => history.filter().1,
 			other => panic!("{args}: {other:?}"),
 		};
-		assert_eq!(shelf("list h"), Shelf::Open);
-		assert_eq!(shelf("list h --state paused"), Shelf::Open);
-		assert_eq!(shelf("list h --state used"), Shelf::History);
-		assert_eq!(shelf("history h"), Shelf::History);
+		assert_eq!(part("list h"), Part::Open);
+		assert_eq!(part("list h --state paused"), Part::Open);
+		assert_eq!(part("list h --state used"), Part::History);
+		assert_eq!(part("history h"), Part::History);
 	}
 
 	#[test]
@@ -526,7 +580,13 @@ mod tests {
 			("generate h --allow-registration", "--contact"),
 			("generate h --reset x --count 2", "--reset"),
 			("purge h --older-than 30", "30"),
-			("export h", "--to"),
+			("export", "<HOST>"),
+			("export h --to prosody --pending", "--pending"),
+			("export h --to prosody --output f", "--output"),
+			("import h", "<FILE>"),
+			("backup", "<FILE>"),
+			("restore", "<FILE>"),
+			("check", "<HOST>"),
 			("export h --to elsewhere", "elsewhere"),
 			("generate", "<HOST>"),
 			("generate h --frob", "--frob"),

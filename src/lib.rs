@@ -36,6 +36,7 @@ pub mod policy;
 pub mod redemption;
 pub mod render;
 pub mod service;
+pub mod stats;
 pub mod store;
 pub mod token;
 pub mod transfer;

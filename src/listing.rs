@@ -1,6 +1,6 @@
 //! Which invites a listing shows, and in which order.
 //!
-//! There are two shelves, as nobody wants a week's pending invites between a year's used ones: what is open, the newest
+//! It goes through one of two parts, as nobody wants a week's pending invites between a year's used ones: what is open, the newest
 //! first, and the history, the last ended first. A listing comes in pages; each goes on after the [`Position`] of the
 //! last invite of the one before, so what is made or ended meanwhile neither shifts nor repeats anything.
 
@@ -10,16 +10,16 @@ use crate::lifecycle::State;
 use crate::token::Digest;
 use crate::value::{Table, Value};
 
-/// What a listing goes through.
+/// What a listing goes through: not all invites of a host, but one half of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shelf {
+pub enum Part {
 	/// Invites that have not ended, the last created first.
 	Open,
 	/// Invites that were used up or revoked, or have expired, the last ended first.
 	History,
 }
 
-impl Shelf {
+impl Part {
 	/// The word for it.
 	#[must_use]
 	pub const fn as_str(self) -> &'static str {
@@ -36,7 +36,7 @@ impl Shelf {
 	}
 }
 
-/// A place on a shelf.
+/// A place in a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
 	/// When the invite there was created, or ended.
@@ -46,18 +46,18 @@ pub struct Position {
 }
 
 impl Position {
-	/// Before everything on a shelf.
+	/// Before everything in a part.
 	pub const START: Self = Self { at: Timestamp::MAX, digest: Digest::from_bytes([u8::MAX; 32]) };
 }
 
 impl Invite {
-	/// Where it stands on a shelf at a moment; none if it is not there.
+	/// Where it stands in a part at a moment; none if it is not there.
 	#[must_use]
-	pub fn position(&self, shelf: Shelf, now: Timestamp) -> Option<Position> {
+	pub fn position(&self, part: Part, now: Timestamp) -> Option<Position> {
 		let expired_at = if self.is_expired(now) { self.expires } else { None };
-		let at = match shelf {
-			Shelf::Open => self.ended_at.is_none().then_some(self.created_at),
-			Shelf::History => self.ended_at.or(expired_at),
+		let at = match part {
+			Part::Open => self.ended_at.is_none().then_some(self.created_at),
+			Part::History => self.ended_at.or(expired_at),
 		};
 		at.map(|at| Position { at, digest: self.digest })
 	}
@@ -77,21 +77,21 @@ pub struct Filter {
 }
 
 impl Filter {
-	/// The shelf that holds what is in the state asked for; without one, what is open.
+	/// The part that holds what is in the state asked for; without one, what is open.
 	#[must_use]
-	pub const fn shelf(&self) -> Shelf {
+	pub const fn part(&self) -> Part {
 		match self.state {
-			None | Some(State::Pending | State::Paused) => Shelf::Open,
-			Some(State::Used | State::Expired | State::Revoked) => Shelf::History,
+			None | Some(State::Pending | State::Paused) => Part::Open,
+			Some(State::Used | State::Expired | State::Revoked) => Part::History,
 		}
 	}
 
-	/// Whether it picks this invite off a shelf.
+	/// Whether it picks this invite for a part.
 	#[must_use]
-	pub fn picks(&self, invite: &Invite, shelf: Shelf, now: Timestamp) -> bool {
+	pub fn picks(&self, invite: &Invite, part: Part, now: Timestamp) -> bool {
 		let state = invite.state(now);
 		let is_open = matches!(state, State::Pending | State::Paused);
-		is_open == (shelf == Shelf::Open)
+		is_open == (part == Part::Open)
 			&& self.state.is_none_or(|wanted| wanted == state)
 			&& self.kind.is_none_or(|wanted| wanted == invite.kind())
 			&& self.inviter.as_deref().is_none_or(|wanted| is_inviter(invite, wanted))
@@ -134,7 +134,7 @@ mod tests {
 	const NOW: Timestamp = 1_700_000_000;
 
 	fn picks(filter: &Filter, invite: &Invite) -> bool {
-		filter.picks(invite, filter.shelf(), NOW)
+		filter.picks(invite, filter.part(), NOW)
 	}
 
 	fn state(state: State) -> Filter {
@@ -160,9 +160,9 @@ mod tests {
 	#[test]
 	fn what_has_expired_is_history_before_anybody_noted_it() {
 		let expired = Invite { expires: Some(NOW - 1), ..sample("example.com", "t") };
-		let position = expired.position(Shelf::History, NOW);
+		let position = expired.position(Part::History, NOW);
 		assert_eq!(position, Some(Position { at: NOW - 1, digest: expired.digest }));
-		assert_eq!(expired.position(Shelf::History, NOW - 1), None);
+		assert_eq!(expired.position(Part::History, NOW - 1), None);
 	}
 
 	#[test]

@@ -16,9 +16,9 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Kind};
-use crate::lifecycle::State;
-use crate::listing::Shelf;
+use crate::listing::Part;
 use crate::redemption::Redemption;
+use crate::stats::{Kinds, States, Stats};
 use crate::value::Value;
 
 pub use tree::Branch;
@@ -90,89 +90,6 @@ pub struct Detail<'a> {
 	pub redemptions: Option<&'a [Redemption]>,
 }
 
-/// Counts of a host's invites.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Stats {
-	/// How many are in each state.
-	pub states: States,
-	/// How many of those that are open are of each kind.
-	pub open_kinds: Kinds,
-	/// How often those that are still known were used.
-	pub uses: u64,
-}
-
-/// Counts by state.
-#[derive(Clone, Debug, Default, Serialize)]
-#[expect(missing_docs, reason = "the names say it all")]
-pub struct States {
-	pub pending: u64,
-	pub paused: u64,
-	pub used: u64,
-	pub expired: u64,
-	pub revoked: u64,
-}
-
-/// Counts by kind.
-#[derive(Clone, Debug, Default, Serialize)]
-#[expect(missing_docs, reason = "the names say it all")]
-pub struct Kinds {
-	pub account: u64,
-	pub contact: u64,
-	pub group: u64,
-	pub reset: u64,
-}
-
-impl Stats {
-	/// Counts one more invite.
-	pub fn add(&mut self, invite: &Invite, now: Timestamp) {
-		let state = invite.state(now);
-		*match state {
-			State::Pending => &mut self.states.pending,
-			State::Paused => &mut self.states.paused,
-			State::Used => &mut self.states.used,
-			State::Expired => &mut self.states.expired,
-			State::Revoked => &mut self.states.revoked,
-		} += 1;
-		if matches!(state, State::Pending | State::Paused) {
-			*match invite.kind() {
-				Kind::Account => &mut self.open_kinds.account,
-				Kind::Contact => &mut self.open_kinds.contact,
-				Kind::Group => &mut self.open_kinds.group,
-				Kind::Reset => &mut self.open_kinds.reset,
-			} += 1;
-		}
-		self.uses += u64::from(invite.uses);
-	}
-
-	/// As one line of JSON.
-	///
-	/// # Errors
-	/// None that this type can cause; it stands here because the JSON writer has one.
-	pub fn json(&self) -> Result<String, serde_json::Error> {
-		serde_json::to_string(self)
-	}
-
-	/// As a table.
-	#[must_use]
-	pub fn text(&self, width: u16) -> String {
-		let States { pending, paused, used, expired, revoked } = &self.states;
-		let Kinds { account, contact, group, reset } = &self.open_kinds;
-		let rows = [
-			("pending", pending),
-			("paused", paused),
-			("used", used),
-			("expired", expired),
-			("revoked", revoked),
-			("open for an account", account),
-			("open for a contact", contact),
-			("open for a group", group),
-			("open to reset a password", reset),
-			("uses", &self.uses),
-		];
-		lines(rows.map(|(name, count)| (name.to_owned(), count.to_string())), width)
-	}
-}
-
 /// One invite as one line of JSON.
 ///
 /// # Errors
@@ -192,7 +109,7 @@ pub fn json(invite: &Invite, detail: Detail<'_>, now: Timestamp) -> Result<Strin
 		expires: invite.expires,
 		max_uses: invite.max_uses,
 		uses: invite.uses,
-		ended_at: invite.position(Shelf::History, now).map(|position| position.at),
+		ended_at: invite.position(Part::History, now).map(|position| position.at),
 		revoked_at: invite.revoked_at,
 		revoked_why: invite.revoked_why.as_deref(),
 		revoked_by: invite.revoked_by.as_deref(),
@@ -258,7 +175,7 @@ const ENDED: ListColumn = ListColumn {
 	title: "ENDED",
 	width: 16,
 	cell: |invite, now| {
-		let position = invite.position(Shelf::History, now);
+		let position = invite.position(Part::History, now);
 		position.map_or_else(String::new, |position| time(position.at, MINUTES))
 	},
 };
@@ -269,7 +186,7 @@ const MIN_ABOUT: u16 = 15;
 /// A listing, page by page. Which columns there are and how wide they are depends on the width alone, so that all pages
 /// fit together.
 pub struct Listing {
-	shelf: Shelf,
+	part: Part,
 	columns: Vec<ListColumn>,
 	about: u16,
 	show_token: bool,
@@ -278,8 +195,8 @@ pub struct Listing {
 impl Listing {
 	/// For lines of so many columns. The less there is to say in a column, the sooner it is left out.
 	#[must_use]
-	pub fn new(shelf: Shelf, show_token: bool, width: u16) -> Self {
-		let time = if shelf == Shelf::Open { EXPIRES } else { ENDED };
+	pub fn new(part: Part, show_token: bool, width: u16) -> Self {
+		let time = if part == Part::Open { EXPIRES } else { ENDED };
 		let mut left = width.saturating_sub(ID.width + 1);
 		let mut columns = vec![ID];
 		// By importance; and so they stand, which leaves them in place when the next one fits too.
@@ -290,7 +207,7 @@ impl Listing {
 			left -= column.width + 1;
 			columns.push(column);
 		}
-		Self { shelf, columns, about: left.max(MIN_ABOUT), show_token }
+		Self { part, columns, about: left.max(MIN_ABOUT), show_token }
 	}
 
 	/// The line above the first page.
@@ -305,7 +222,7 @@ impl Listing {
 	pub fn page(&self, invites: &[Invite], now: Timestamp) -> String {
 		let row = |invite: &Invite| -> Vec<String> {
 			let cells = self.columns.iter().map(|column| (column.cell)(invite, now));
-			let about = if self.shelf == Shelf::Open { about(invite) } else { ending(invite) };
+			let about = if self.part == Part::Open { about(invite) } else { ending(invite) };
 			cells.chain([escape(about.as_bytes())]).collect()
 		};
 		if !self.show_token {
@@ -353,7 +270,7 @@ pub fn text(invite: &Invite, detail: Detail<'_>, now: Timestamp, width: u16) -> 
 	];
 	let mut say = |name, value: Option<String>| said.extend(value.map(|value| (name, value)));
 	say("inviter", invite.inviter());
-	if let Some(ended) = invite.position(Shelf::History, now) {
+	if let Some(ended) = invite.position(Part::History, now) {
 		say("ended", Some(time(ended.at, SECONDS)));
 	}
 	say("revoked by", invite.revoked_by.clone());
@@ -375,6 +292,33 @@ pub fn text(invite: &Invite, detail: Detail<'_>, now: Timestamp, width: u16) -> 
 		text.push('\n');
 	}
 	text
+}
+
+/// Counts for people.
+#[must_use]
+pub fn stats_text(stats: &Stats, width: u16) -> String {
+	let States { pending, paused, used, expired, revoked } = &stats.states;
+	let Kinds { account, contact, group, reset } = &stats.open_kinds;
+	let rows = [
+		("pending", pending),
+		("paused", paused),
+		("used", used),
+		("expired", expired),
+		("revoked", revoked),
+		("open for an account", account),
+		("open for a contact", contact),
+		("open for a group", group),
+		("open to reset a password", reset),
+		("uses", &stats.uses),
+	];
+	lines(rows.map(|(name, count)| (name.to_owned(), count.to_string())), width)
+}
+/// Counts as one line of JSON.
+///
+/// # Errors
+/// None that they can cause; it stands here because the JSON writer has one.
+pub fn stats_json(stats: &Stats) -> Result<String, serde_json::Error> {
+	serde_json::to_string(stats)
 }
 
 /// Names and values, two columns, the values wrapped.
@@ -506,147 +450,4 @@ pub fn qr(link: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-	use super::*;
-	use crate::invite::Type;
-	use crate::redemption::Purpose;
-	use crate::store::conformance::sample;
-	use crate::token::Nonce;
-	use crate::value::Table as Data;
-
-	const NOW: Timestamp = 1_700_000_000;
-
-	fn noted(note: &[u8]) -> Invite {
-		let note = [(Value::text("note"), Value::Str(note.to_vec()))];
-		let data = Value::Table(note.into_iter().collect());
-		let fields: Data = [(Value::text("additional_data"), data)].into_iter().collect();
-		Invite {
-			invite_type: Type::Register,
-			username: None,
-			expires: None,
-			fields,
-			..sample("example.com", "secret")
-		}
-	}
-
-	/// Notes as somebody might write them: plain, wide, combining, and hostile.
-	fn notes() -> [Invite; 4] {
-		[
-			noted(b"plain"),
-			noted("日本語の長いノートです、とても長い".as_bytes()),
-			noted("e\u{301}a\u{308} combining marks and more".as_bytes()),
-			noted(b"\x1b[31mred\n\xff\xe2\x80\xae turned"),
-		]
-	}
-
-	fn listing(width: u16) -> String {
-		let listing = Listing::new(Shelf::Open, false, width);
-		listing.header() + &listing.page(&notes(), NOW)
-	}
-
-	#[test]
-	fn a_listing_fits_80_columns_whatever_is_in_the_notes() {
-		let golden = "\
-ID               STATE   EXPIRES          KIND    USES    ABOUT
-2bb80d537b1da3e3 pending never            account 0/1     plain (account)
-2bb80d537b1da3e3 pending never            account 0/1     日本語の長いノートで…
-2bb80d537b1da3e3 pending never            account 0/1     e\u{301}a\u{308} combining marks an…
-2bb80d537b1da3e3 pending never            account 0/1     \\u{1b}[31mred\\n\\xff\\u…
-";
-		assert_eq!(listing(80), golden);
-	}
-
-	#[test]
-	fn a_listing_fits_40_columns_by_leaving_columns_out() {
-		let golden = "\
-ID               STATE   ABOUT
-2bb80d537b1da3e3 pending plain (account)
-2bb80d537b1da3e3 pending 日本語の長いノ…
-2bb80d537b1da3e3 pending e\u{301}a\u{308} combining m…
-2bb80d537b1da3e3 pending \\u{1b}[31mred\\…
-";
-		assert_eq!(listing(40), golden);
-	}
-
-	#[test]
-	fn a_link_is_never_cut_off() {
-		let listing = Listing::new(Shelf::Open, true, 40);
-		assert!(listing.page(&notes(), NOW).contains("\n  xmpp:example.com?register;preauth=secret\n"));
-		let detail = Detail { show_token: true, redemptions: None };
-		assert!(text(&notes()[0], detail, NOW, 20).ends_with("\nxmpp:example.com?register;preauth=secret\n"));
-	}
-
-	#[test]
-	fn without_being_asked_for_the_token_is_nowhere() {
-		let used = [redemption()];
-		let detail = Detail { show_token: false, redemptions: Some(&used) };
-		for invite in notes() {
-			let shown = [
-				text(&invite, detail, NOW, 80),
-				json(&invite, detail, NOW).unwrap(),
-				Listing::new(Shelf::Open, false, 200).page(&[invite], NOW),
-			];
-			assert!(shown.iter().all(|shown| !shown.contains("secret")), "{shown:?}");
-		}
-	}
-
-	fn redemption() -> Redemption {
-		Redemption {
-			nonce: Nonce::from_bytes([0; 16]),
-			purpose: Purpose::Account,
-			invitee: Some("bob\u{7}".to_owned()),
-			source: Some("mod_register".to_owned()),
-			used_at: NOW,
-		}
-	}
-
-	#[test]
-	fn the_end_of_an_invite_says_who_and_why() {
-		let over = Invite {
-			revoked_at: Some(NOW),
-			revoked_why: Some("lost\nphone".to_owned()),
-			revoked_by: Some("shell".to_owned()),
-			ended_at: Some(NOW),
-			..noted(b"for the fair")
-		};
-		let used = [redemption()];
-		let shown = text(&over, Detail { show_token: true, redemptions: Some(&used) }, NOW, 80);
-		for said in [
-			"state      revoked",
-			"revoked by shell",
-			"because    lost\\nphone",
-			"by bob\\u{7} (mod_register)",
-		] {
-			assert!(shown.contains(said), "{shown}");
-		}
-		let listed = Listing::new(Shelf::History, false, 120).page(&[over], NOW);
-		assert!(listed.contains("for the fair (account), by shell: lost\\nphone"), "{listed}");
-	}
-
-	#[test]
-	fn text_that_turns_around_or_breaks_a_line_is_written_out() {
-		for (text, escaped) in [
-			("a\u{202e}b", "a\\u{202e}b"),
-			("a\u{2066}b", "a\\u{2066}b"),
-			("a\u{2028}b", "a\\u{2028}b"),
-			("a\u{9b}b", "a\\u{9b}b"),
-			("tab\there", "tab\\there"),
-			("שלום", "שלום"),
-			("👩‍👩‍👧", "👩‍👩‍👧"),
-		] {
-			assert_eq!(escape(text.as_bytes()), escaped);
-			assert_eq!(escape(escaped.as_bytes()), escaped);
-		}
-	}
-
-	#[test]
-	fn a_qr_code_has_a_light_border_and_its_size_is_that_of_the_link() {
-		let code = qr("xmpp:example.com?register;preauth=abcdefabcdefabcdefabcdef").unwrap();
-		let lines: Vec<_> = code.lines().collect();
-		assert_eq!(lines.len(), 21);
-		assert!(lines.iter().all(|line| line.chars().count() == 41));
-		assert!(lines[..2].iter().all(|line| line.chars().all(|block| block == '█')));
-		assert!(lines.iter().all(|line| line.starts_with('█') || line.starts_with('▀')));
-		assert_eq!(qr(&"x".repeat(5000)), None);
-	}
-}
+mod tests;

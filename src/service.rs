@@ -9,7 +9,7 @@ use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
 use crate::lineage::{self, Member, Place};
-use crate::listing::{Filter, Position, Shelf};
+use crate::listing::{Filter, Part, Position};
 use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
 use crate::store::{Carries, InviteStore, Record, StoreError};
@@ -210,8 +210,34 @@ impl Invites {
 
 	/// Looks the storage over for an operator.
 	#[must_use]
-	pub fn check(&self) -> Vec<Finding> {
-		self.store.check(&self.host)
+	pub fn check(&self, now: Timestamp) -> Vec<Finding> {
+		let mut findings = self.store.check(&self.host, now);
+		if self.at_rest == AtRest::Digest {
+			findings.push(match self.has_tokens() {
+				Ok(true) => Finding::warning(
+					"tokens from before invite_token_at_rest = \"digest\" lie in the store: a server that is started forgets them",
+				),
+				Ok(false) => Finding::ok("no token lies in the store"),
+				Err(error) => Finding::critical(error.to_string()),
+			});
+		}
+		findings
+	}
+
+	/// Whether the store has the token of an open invite.
+	fn has_tokens(&self) -> Result<bool, InviteError> {
+		const PAGE: u32 = 500;
+		let mut after = None;
+		loop {
+			let page = self.store.open_invites(&self.host, after.as_ref(), PAGE)?;
+			if page.iter().any(|invite| invite.token.is_some()) {
+				return Ok(true);
+			}
+			after = page.last().map(|invite| invite.digest);
+			if u32::try_from(page.len()).is_ok_and(|found| found < PAGE) {
+				return Ok(false);
+			}
+		}
 	}
 
 	/// The invite behind what somebody presents as a token, if it is good for the purpose now.
@@ -552,22 +578,22 @@ impl Invites {
 		Ok(self.store.purge(&self.host, now.saturating_sub(age), limit)?)
 	}
 
-	/// What `filter` picks among the next `limit` places of a shelf, and where to go on, unless those were the last.
+	/// What `filter` picks among the next `limit` places of a part, and where to go on, unless those were the last.
 	///
 	/// # Errors
 	/// When the store fails.
 	pub fn list(
 		&self,
 		filter: &Filter,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<(Vec<Invite>, Option<Position>), InviteError> {
-		let mut page = self.store.shelf(&self.host, shelf, after, limit, now)?;
+		let mut page = self.store.listing(&self.host, part, after, limit, now)?;
 		let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
-		let next = page.last().filter(|_| !is_last).and_then(|invite| invite.position(shelf, now));
-		page.retain(|invite| filter.picks(invite, shelf, now));
+		let next = page.last().filter(|_| !is_last).and_then(|invite| invite.position(part, now));
+		page.retain(|invite| filter.picks(invite, part, now));
 		Ok((page, next))
 	}
 

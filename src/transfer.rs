@@ -7,6 +7,7 @@ mod ejabberd;
 mod line;
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -28,13 +29,17 @@ const TOLD: usize = 10;
 /// Invites in one page of an export.
 const PAGE: u32 = 500;
 
-/// How long one batch of an import may keep others from writing. What a batch takes varies, so this is half of the 20 ms
-/// that nobody may exceed.
+/// How long one batch of an import may keep others from writing, on a machine that has nothing else to do. What the disk
+/// adds varies, so this is half of the 20 ms that nobody should exceed.
 const BATCH_TIME: Duration = Duration::from_millis(10);
 
+/// Between two batches the lock is free at least and at most so long: as long as it was taken, for who waits for it looks
+/// for it from time to time.
+const PAUSE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(20);
+
 /// Invites in the first batch, which tells how many there can be in the next ones, and at least and at most in any.
-const FIRST_BATCH: usize = 100;
-const BATCHES: std::ops::RangeInclusive<usize> = 20..=2000;
+const FIRST_BATCH: usize = 400;
+const BATCHES: RangeInclusive<u128> = 100..=4000;
 
 /// Where invites come from. It is read twice: once to check, once to write.
 pub trait Source: BufRead + Seek {}
@@ -148,7 +153,7 @@ pub fn import(
 	}
 
 	source.seek(SeekFrom::Start(0))?;
-	let mut batches = Batches { invites, terms, batch: Vec::new(), size: FIRST_BATCH };
+	let mut batches = Batches::new(invites, terms);
 	let mut seen = 0;
 	read(source, invites.host(), terms.prepare, &mut |_, entry| {
 		// What has changed since it was checked is left out, and missing from the count.
@@ -170,9 +175,17 @@ struct Batches<'a> {
 	terms: &'a Terms<'a>,
 	batch: Vec<Record>,
 	size: usize,
+	/// What an invite took in the fastest batch: in the others, somebody else kept the machine busy.
+	fastest: Duration,
+	/// How long the last batch took, and how long ago that was.
+	last: Option<(Duration, Stopwatch)>,
 }
 
-impl Batches<'_> {
+impl<'a> Batches<'a> {
+	const fn new(invites: &'a Invites, terms: &'a Terms<'a>) -> Self {
+		Self { invites, terms, batch: Vec::new(), size: FIRST_BATCH, fastest: Duration::MAX, last: None }
+	}
+
 	/// How many invites were written that were new.
 	fn add(&mut self, record: Record) -> Result<u64, InviteError> {
 		self.batch.push(record);
@@ -180,16 +193,21 @@ impl Batches<'_> {
 	}
 
 	fn write(&mut self) -> Result<u64, InviteError> {
+		if let Some((took, ended)) = self.last
+			&& self.terms.is_shared
+		{
+			std::thread::sleep(took.clamp(*PAUSE.start(), *PAUSE.end()).saturating_sub(ended.elapsed()));
+		}
 		let stopwatch = Stopwatch::start();
 		let new = self.invites.import(&self.batch)?;
 		let took = stopwatch.elapsed();
-		self.batch.clear();
-		if self.terms.is_shared {
-			// Who waits for the lock looks for it from time to time: it has to be free as long as it was taken.
-			std::thread::sleep(took.max(BATCH_TIME));
+		self.last = Some((took, Stopwatch::start()));
+		if self.batch.len() == self.size {
+			self.fastest = self.fastest.min(took / u32::try_from(self.size).unwrap_or(u32::MAX));
+			let fits = BATCH_TIME.as_nanos() / self.fastest.as_nanos().max(1);
+			self.size = usize::try_from(fits.clamp(*BATCHES.start(), *BATCHES.end())).unwrap_or(FIRST_BATCH);
 		}
-		let fits = if took > BATCH_TIME { self.size * 2 / 3 } else { self.size + self.size / 4 };
-		self.size = fits.clamp(*BATCHES.start(), *BATCHES.end());
+		self.batch.clear();
 		Ok(u64::try_from(new).unwrap_or(u64::MAX))
 	}
 }

@@ -14,13 +14,13 @@ compat.is_prosodyctl = prosody.process_type == "prosodyctl" or not prosody.proce
 
 compat.unpack = rawget(table, "unpack") or rawget(_G, "unpack");
 
-local is_13 = pcall(require, "prosody.util.roles");
+compat.is_13 = pcall(require, "prosody.util.roles");
 
 -- Roles as the running version's mod_invites_register hands them to a new account: a map up to 0.12, since then a list
 -- that begins with the primary role. Invites may hold either, whichever version made them.
 function compat.roles(roles)
 	if type(roles) ~= "table" then return roles; end
-	if is_13 then return compat.list_roles(roles); end
+	if compat.is_13 then return compat.list_roles(roles); end
 	if roles[1] == nil then return roles; end
 	local map = {};
 	for _, role in ipairs(roles) do map[role] = true; end
@@ -203,7 +203,7 @@ end
 
 -- A command of the shell: `handler(self, selector, …)` is called with the words that were typed.
 function compat.add_shell_command(section, section_desc, command, handler)
-	if is_13 then
+	if compat.is_13 then
 		local item = { section = section, section_desc = section_desc, handler = handler };
 		for k, v in pairs(command) do
 			if k ~= "handler" then item[k] = v; end

@@ -24,13 +24,19 @@ end
 -- Has the server carry out the command line `arg` for a host, with the file `input` as its input. Ends this process
 -- with the exit code that the server gives. Comes back with a reason if there is no server that listens.
 --   sink.stdout(text), sink.stderr(text)   take what the command prints
+--   sink.finish(code)                      is told the exit code, if it is there
 function forward.ask(host, arg, input, sink)
 	local adminstream = compat.lib("util.adminstream");
 	local client = adminstream.client();
 
+	local function finish(code)
+		if sink.finish then sink.finish(code); end
+		os.exit(code);
+	end
+
 	local function give_up(why)
 		sink.stderr("prosodyctl mod_invites: "..why.."\n");
-		os.exit(1);
+		finish(1);
 	end
 
 	client.events.add_handler("connected", function ()
@@ -51,7 +57,7 @@ function forward.ask(host, arg, input, sink)
 		if stanza.name == "output" then
 			sink[stanza.attr.stream](base64.decode(stanza:get_text()));
 		elseif stanza.name == "exit" then
-			os.exit(tonumber(stanza.attr.code));
+			finish(tonumber(stanza.attr.code));
 		else
 			give_up(("the running server has no mod_invites on %s that could do this"):format(host));
 		end

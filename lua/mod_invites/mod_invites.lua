@@ -140,8 +140,11 @@ local function get_period(name, default)
 	end
 	if seconds and seconds < 0 then return math.huge; end -- as in Prosody 13
 	if seconds and seconds > 0 then return seconds; end
-	module:log("error", "%s = %s is not understood: use seconds, a duration like \"1 week\", or \"never\"; "
-		.."until then it is %d seconds", name, tostring(value), default);
+	-- It is loaded for all hosts before it is loaded for one, and would say so twice.
+	if module.host ~= "*" then
+		report(("%s = %s is not understood: use seconds, a duration like \"1 week\", or \"never\"; until then it is %d "
+			.."seconds"):format(name, tostring(value), default));
+	end
 	return default;
 end
 
@@ -182,6 +185,8 @@ local function open_handle()
 		token_at_rest = module:get_option_string("invite_token_at_rest", "plain");
 		limits = module:get_option("invite_limits");
 		allows_unknown_age = module:get_option_boolean("invite_limits_allow_unknown_age", true);
+		-- It writes: not beside a server.
+		try_out = not is_prosodyctl;
 		null = json_null;
 		nodeprep = nodeprep;
 	});
@@ -707,9 +712,9 @@ function show_text(named, options)
 	return look_after("show_text", named, options);
 end
 
--- Where on a shelf a listing goes on after an invite.
-function place(named, shelf)
-	return look_after("place", named, shelf);
+-- Where in a part a listing goes on after an invite.
+function place(named, part)
+	return look_after("place", named, part);
 end
 
 -- Makes the bundled module's store equal to the invites that can be used now: how many, or nil and an error.
@@ -726,6 +731,25 @@ function export_to_bundled()
 	local written, err = bundled.replace(module.host, host_rows, user_rows);
 	if not written then return nil, err; end
 	return count;
+end
+
+-- Writes all invites as JSON lines, or those alone that can be used now: `write` is called with pieces of text. How
+-- many there were, or nil, a condition and what it was.
+function export_invites(is_pending, write)
+	if not import_bundled() then return nil, "internal-server-error"; end
+	return handle:export(is_pending, write);
+end
+
+-- Takes over invites from the file of this name, or from a text: { imported, known, remarks }, or { wrong }, a list of
+-- what is wrong, and then nothing was taken over; or nil, a condition and what it was.
+function import_invites(file, text)
+	return handle:import({ file = file, text = text, is_alone = not is_prosodyctl });
+end
+
+-- A list of { level, text }: what there is to say of the storage.
+function check_storage()
+	if problem then return { { level = "critical", text = problem } }; end
+	return handle:check();
 end
 
 --- accepting invites
@@ -764,8 +788,11 @@ end
 -- contact the new account becomes, is then in the field of that name.
 function get(token, username)
 	local invite, condition = validate(token, username);
-	if not invite then metrics.refused(condition); end
-	return invite, condition;
+	if not invite then
+		metrics.refused(condition);
+		return nil, condition;
+	end
+	return invite;
 end
 
 -- Validates and redeems a token that allows to register an account, in one step.

@@ -22,6 +22,11 @@ function prosodyctl.is_running()
 	return sink ~= nil;
 end
 
+-- Puts text out as it is.
+function prosodyctl.write(text)
+	sink.stdout(text);
+end
+
 function prosodyctl.print(line)
 	sink.stdout(line.."\n");
 end
@@ -34,7 +39,7 @@ end
 
 -- What creates the invites of a host: in the server it is there; in prosodyctl it is loaded, with what puts landing
 -- pages on them.
-local function invites_of(host)
+function prosodyctl.invites_of(host)
 	local mm = compat.lib("core.modulemanager");
 	if not is_prosodyctl then return mm.get_module(host, module.name); end
 	compat.lib("core.usermanager").initialize_host(host);
@@ -76,7 +81,7 @@ local commands = {};
 -- A command that is about the invites of a host.
 local function of_host(command)
 	return function (options, native)
-		local invites, err = invites_of(options.host);
+		local invites, err = prosodyctl.invites_of(options.host);
 		if not invites then
 			prosodyctl.complain(err);
 			return 1;
@@ -177,7 +182,7 @@ local list = of_host(function (options, invites)
 	local after, left = nil, options.limit;
 	if options.after then
 		local condition;
-		after, condition = invites.place(options.after, options.filter.shelf);
+		after, condition = invites.place(options.after, options.filter.part);
 		if not after then return refuse(condition, options.after); end
 	end
 	local has_any = false;
@@ -350,36 +355,39 @@ commands.purge = of_host(function (options, invites, native)
 	return 0;
 end);
 
-function commands.export(options)
-	local invites, err = invites_of(options.host);
-	if not invites then
-		prosodyctl.complain(err);
-		return 1;
+for _, file in ipairs({ "transfer", "check" }) do
+	for name, command in pairs(module:require(file).commands(prosodyctl)) do
+		commands[name] = command;
 	end
-	local count;
-	count, err = invites.export_to_bundled();
-	if not count then
-		if err ~= "internal-server-error" then
-			prosodyctl.complain("the bundled module's store cannot be written: "..err);
-		end
-		return 1;
-	end
-	prosodyctl.print(("%d pending invites of %s are now all that the bundled module has"):format(count, options.host));
-	return 0;
 end
 
 -- Storage that only the server itself can use while it runs.
 local IN_SERVER = { memory = true, prosody = true };
 
 -- Has the running server do it, if it is to: comes back if this process may do it, with why not if it may not.
-local function ask_server(options, arg)
+local function ask_server(options, native, arg)
 	local host = options.host;
 	local storage = compat.lib("core.configmanager").get(host, "invite_storage");
 	if not IN_SERVER[storage] then return true; end
 	local forwarded = { compat.unpack(arg) };
 	-- The terminal is here.
 	if options.width then table.insert(forwarded, "--columns="..options.width); end
-	local _, err = forward.ask(host, forwarded, nil, sink);
+	local input, err;
+	local asking = { stdout = sink.stdout, stderr = sink.stderr };
+	if options.file then
+		input, err = io.stdin, nil;
+		if options.file ~= "-" then input, err = io.open(options.file, "rb"); end
+		if not input then return nil, err; end
+	end
+	if options.output then
+		asking.stdout, err = prosodyctl.new_file(native, options.output);
+		if not asking.stdout then return nil, err; end
+		function asking.finish(code)
+			if code ~= 0 then os.remove(options.output); end
+		end
+	end
+	err = select(2, forward.ask(host, forwarded, input, asking));
+	if options.output then os.remove(options.output); end
 	if forward.is_server_running() then
 		return nil, ("the server has the invites of %s to itself (invite_storage = %q) and has to be asked, but %s; "
 			.."is mod_admin_shell enabled?"):format(host, storage, err);
@@ -391,15 +399,25 @@ local function ask_server(options, arg)
 	return true;
 end
 
+-- A file as it was named where prosodyctl was called: it has gone to the data directory since.
+local function absolute(name)
+	local directory = os.getenv("PWD");
+	if name == "-" or name:sub(1, 1) == "/" or not directory then return name; end
+	return directory.."/"..name;
+end
+
 -- Understands the command line `arg`: what is asked for, or nil and an exit code once it was said what is wrong.
 local function parse(native, arg)
 	local options = native.command(arg);
 	if options.stdout then sink.stdout(options.stdout); end
 	if options.stderr then prosodyctl.complain(options.stderr); end
 	if options.exit then return nil, options.exit; end
-	if options.host == "*" or not prosody.hosts[options.host] then
+	if options.host and (options.host == "*" or not prosody.hosts[options.host]) then
 		prosodyctl.complain(("there is no host %q in the configuration"):format(options.host));
 		return nil, 2;
+	end
+	for _, name in ipairs({ "file", "output" }) do
+		options[name] = options[name] and absolute(options[name]);
 	end
 	return options;
 end
@@ -412,11 +430,13 @@ function prosodyctl.run(native, problem, arg)
 	end
 	local options, code = parse(native, arg);
 	if not options then return code; end
-	compat.lib("core.storagemanager").initialize_host(options.host);
-	local may, why = ask_server(options, arg);
-	if not may then
-		prosodyctl.complain(why);
-		return 1;
+	if options.host then
+		compat.lib("core.storagemanager").initialize_host(options.host);
+		local may, why = ask_server(options, native, arg);
+		if not may then
+			prosodyctl.complain(why);
+			return options.name == "check" and 2 or 1;
+		end
 	end
 	return commands[options.name](options, native);
 end

@@ -240,7 +240,7 @@ function shell.commands(invites, duration, has_groups)
 				local options = { json = false, width = width_of(self) };
 				local count, after = 0, nil;
 				repeat
-					local text, next_after, shown = invites.list_text({ shelf = "history" }, options, after, left, count > 0);
+					local text, next_after, shown = invites.list_text({ part = "history" }, options, after, left, count > 0);
 					if not text then return fail(next_after); end
 					print_text(self, text);
 					count, left, after = count + shown, left - shown, next_after;

@@ -8,6 +8,8 @@ local library, what, database, tokens_file = arg[1], arg[2], arg[3], arg[4];
 local name = "prosody_invites";
 local native = assert(package.loadlib(library, "luaopen_"..name))(name, library);
 
+local subtype = rawget(math, "type"); -- since Lua 5.3
+
 local null = {};
 local handle = assert(native.open({
 	host = "example.com", storage = "sqlite", path = database, lock_wait_ms = 5000, null = null;
@@ -81,7 +83,7 @@ for i = 3, #tokens do
 		own = own or tokens[i];
 		local found = invite.additional_data;
 		assert(same(found, data()), "what was stored came back otherwise");
-		assert(not math.type or math.type(found.whole) == "integer" and math.type(found.half) == "float");
+		assert(not subtype or subtype(found.whole) == "integer" and subtype(found.half) == "float");
 		assert(invite.expires - invite.created_at == 3600);
 	end
 end

@@ -272,7 +272,7 @@ class Prosody:
         return subprocess.run(
             [*self._in_root(), str(self._prosodyctl), "--config", str(self.config_path), *args],
             input=input or "", capture_output=True, text=True, timeout=timeout, cwd=self.scratch,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PWD": str(self.scratch), **(env or {})},
         )
 
     def log(self) -> str:

@@ -91,7 +91,7 @@ def listing(bars: Bars, prosody: Prosody) -> None:
         local options, spent = { json = false, width = 80 }, {};
         for i = 1, 21 do
             local start = now();
-            local text, after, shown = list_text({ shelf = "open", state = "pending" }, options, nil, nil, false);
+            local text, after, shown = list_text({ part = "open", state = "pending" }, options, nil, nil, false);
             spent[i] = (now() - start) * 1000;
             assert(shown == 200, shown);
         end

@@ -1,6 +1,8 @@
 """`prosodyctl shell invite …`: what operators and programs rely on (contract §3.4), through the real admin socket."""
 
+import hashlib
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -130,6 +132,32 @@ def test_what_makes_no_sense_creates_nothing(server: Prosody, words: tuple[str, 
     assert "Traceback" not in output and "traceback" not in output
     assert not LINK.search(output)
     assert "OK: 0 pending invites" in told(server, "list", "example.com")
+
+
+def test_an_invite_is_paused_extended_and_explained(server: Prosody) -> None:
+    _, token = link(server, "create_account", "example.com", "--max-uses", "3", "--note", "for the fair")
+    made = info(server, token)
+    assert made["max_uses"] == 3
+    assert made["additional_data"]["note"] == "for the fair"  # type: ignore[index]
+    short = hashlib.sha256(token.encode()).hexdigest()[:8]
+    assert "OK: Invitation would be accepted" in told(server, "why", "example.com", token)
+    assert "OK: Invitation paused" in told(server, "pause", "example.com", short)
+    assert "has ended, or is so already" in told(server, "pause", "example.com", short)
+    assert "Error: " in told(server, "why", "example.com", token)
+    assert "OK: Invitation resumed" in told(server, "resume", "example.com", token)
+    assert "already" in told(server, "why", "example.com", token, "--username", "juliet")
+    assert "--expires-after" in told(server, "extend", "example.com", short)
+    assert "OK: Invitation extended" in told(server, "extend", "example.com", short, "--expires-after", "2h")
+    extended = info(server, token)
+    assert abs(extended["expires"] - time.time() - 7200) < 60  # type: ignore[operator]
+    shown = told(server, "show", "example.com", short)
+    assert re.search(r"note +for the fair", shown) and token not in shown
+    assert "OK: Invitation deleted" in told(server, "delete", "example.com", short, "--why", "it rained")
+    assert "Invitation not found" in told(server, "delete", "example.com", "ffffffff")
+    history = told(server, "history", "example.com")
+    assert short in history and "OK: 1 ended invites" in history
+    assert "Unable to count to: none" in told(server, "history", "example.com", "--limit", "none")
+    assert "Unable to count to: 0" in told(server, "create_account", "example.com", "--max-uses", "0")
 
 
 def test_unloading_on_one_host_leaves_the_other_its_commands(server: Prosody) -> None:

@@ -9,6 +9,9 @@
 //! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, summary; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
 //! | `bundled_rows()` | the same rows, of all invites that are good now; how many invites that is, and of how many there is no token |
+//! | `export(pending, write)` | how many invites were written; `pending`: only those that are good now; `write(text)` is called for each piece |
+//! | `import { file, text, is_alone }` | `{ imported, known, remarks }`, or `{ wrong }`, a list of what is, and then nothing was written; reads the file of that name (`-`: stdin), else the text; `is_alone`: nobody waits meanwhile, and nobody looks on |
+//! | `check()` | list of `{ level, text }`: what there is to say of the storage |
 //! | `get(token, username)` | validated invite table, and the username of the account that it depends on, if any; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
@@ -31,12 +34,13 @@
 //! whole unix seconds.
 
 use mlua::{
-	BString, Lua, LuaString, Result as LuaResult, Table, UserData, UserDataMethods, UserDataRef, Value,
+	BString, Function, Lua, LuaString, Result as LuaResult, Table, UserData, UserDataMethods, UserDataRef,
+	Value,
 };
 
 use super::bundled::Bundled;
 use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
-use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some};
+use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type, local_user};
@@ -571,6 +575,14 @@ impl UserData for Handle {
 		methods.add_method("import_bundled", |lua, this, (host_rows, user_rows): (Option<Table>, Table)| {
 			outcome(this.import_bundled(lua, host_rows.as_ref(), &user_rows))
 		});
+		methods.add_method("export", |_, this, (pending, write): (bool, Function)| {
+			Ok(Outcome(transfer::export(&this.invites, pending, &write)))
+		});
+		methods.add_method("import", |lua, this, options: Table| {
+			outcome(transfer::import(lua, &this.invites, &this.bundled.nodeprep, &options))
+		});
+		methods
+			.add_method("check", |lua, this, ()| transfer::findings(lua, &this.invites.check(clock::now())));
 		methods.add_method("bundled_rows", |lua, this, ()| outcome(this.bundled_rows(lua)));
 		methods.add_method("get", |lua, this, (token, username): (Value, Option<String>)| {
 			outcome(this.get(lua, &token, username.as_deref()))

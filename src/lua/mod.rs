@@ -10,6 +10,7 @@
 //! | `qr(link)` | the link as lines of block characters, or `nil` if it is too long for a QR code |
 //! | `close()` | closes what is open, before a fork and at the end; it is opened again where it is needed |
 //! | `parse_duration(text)` | seconds, or `nil, "misuse", text` |
+//! | `create_file(path)`, `read_backup(path, from)`, … | see [`transfer`] |
 //! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
 //!
 //! Every function returns `nil, condition, text` when it fails. The condition is one of
@@ -26,6 +27,7 @@ mod policy;
 mod progress;
 mod prosody;
 mod table;
+mod transfer;
 mod value;
 
 use std::ffi::OsStr;
@@ -96,7 +98,7 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 
 /// `open { host, storage, path, lock_wait_ms, bundled, token_at_rest, limits, allows_unknown_age, null, nodeprep }`: `storage`
 /// is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with
-/// `bundled`, the functions of [`HostStorage`]) or `"memory"`; `token_at_rest` is `"plain"` or `"digest"`; `limits` is the
+/// `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`; `token_at_rest` is `"plain"` or `"digest"`; `limits` is the
 /// option `invite_limits` (see [`policy`]), and `allows_unknown_age` whether an account of unknown age counts as old enough;
 /// `null` is `util.json.null`, `nodeprep` that of `util.encodings`.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
@@ -111,7 +113,9 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 		}
 		"prosody" => {
 			let storage = HostStorage::new(lua, &options.get("bundled")?, bundled.clone())?;
-			if let Err(error) = storage.try_out(&host) {
+			if options.get("try_out")?
+				&& let Err(error) = storage.try_out(&host)
+			{
 				return Ok(Err(InviteError::from(error).into()));
 			}
 			#[expect(
@@ -185,6 +189,7 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 			Ok(())
 		})?,
 	)?;
+	transfer::add_to(lua, &library)?;
 	#[cfg(feature = "conformance")]
 	conformance::add_to(lua, &library)?;
 	library.set(

@@ -8,7 +8,7 @@
 //! | `show_text(token, { json, show_token, width })` | the same for people or programs, and the link if it is shown |
 //! | `list(filter, after)` | list of summaries, and what to pass as `after` for more, if there is more |
 //! | `list_text(filter, { json, show_token, width }, after, limit, has_header)` | lines, `after` as above, and how many invites they are; unless it has its header already, the first line is one |
-//! | `place(token, shelf)` | what to pass as `after` to go on after this invite |
+//! | `place(token, part)` | what to pass as `after` to go on after this invite |
 //! | `stats_text { json, width }` | lines |
 //! | `set_paused(token, is_paused)` | `true`, or `false` if it has ended or was so already |
 //! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
@@ -20,7 +20,7 @@
 //! | `import_lineage(entries)` | how many were new; an entry is `{ username, source, token, joined_at }`, and counts if the source is a local user |
 //! | `count_open(after)` | how many invites have not ended in the next piece of them, and `after` as above |
 //!
-//! A `filter` is `{ shelf, state, kind, inviter, text }`; without a `shelf` (`"open"` or `"history"`) it follows from
+//! A `filter` is `{ part, state, kind, inviter, text }`; without a `part` (`"open"` or `"history"`) it follows from
 //! the state. A page is one piece of the store, so it may hold fewer invites than there are to come, or none.
 
 use std::collections::HashMap;
@@ -35,8 +35,9 @@ use crate::error::InviteError;
 use crate::invite::{Invite, Kind, local_user};
 use crate::lifecycle::State;
 use crate::lineage::{Member, Place};
-use crate::listing::{Filter, Position, Shelf};
-use crate::render::{self, Branch, Detail, Listing, Stats};
+use crate::listing::{Filter, Part, Position};
+use crate::render::{self, Branch, Detail, Listing};
+use crate::stats::Stats;
 use crate::token::Digest;
 
 /// Invites in one page of a listing: a few milliseconds.
@@ -50,6 +51,15 @@ const PURGED: u32 = 25;
 
 /// Columns below which nothing fits.
 const MIN_WIDTH: u16 = 20;
+
+/// An invite page as the store gives it, what part it is of, and where the next one begins.
+type Page = (Vec<Invite>, Part, Option<Position>);
+
+/// Summaries, and where the next page begins.
+type Summaries = (Vec<Table>, Option<BString>);
+
+/// Summary of an invite or `false`, and summaries of those that it took the place of.
+type Extended = (Value, Option<Vec<Table>>);
 
 /// Lines to print, where the next page begins, and how many invites are in them.
 type TextPage = (BString, Option<BString>, u32);
@@ -121,19 +131,15 @@ impl Handle {
 		Ok(shown())
 	}
 
-	fn page(
-		&self,
-		filter: &Table,
-		after: Option<&BString>,
-	) -> LuaResult<Result<(Vec<Invite>, Shelf, Option<Position>), Failure>> {
-		let (filter, shelf) = match read_filter(filter)? {
+	fn page(&self, filter: &Table, after: Option<&BString>) -> LuaResult<Result<Page, Failure>> {
+		let (filter, part) = match read_filter(filter)? {
 			Ok(read) => read,
 			Err(failure) => return Ok(Err(failure)),
 		};
 		let page = || {
 			let after = after.map_or(Ok(Position::START), read_position)?;
-			let (page, next) = self.invites.list(&filter, shelf, &after, PAGE, clock::now())?;
-			Ok((page, shelf, next))
+			let (page, next) = self.invites.list(&filter, part, &after, PAGE, clock::now())?;
+			Ok((page, part, next))
 		};
 		Ok(page())
 	}
@@ -143,7 +149,7 @@ impl Handle {
 		lua: &Lua,
 		filter: &Table,
 		after: Option<&BString>,
-	) -> LuaResult<Result<(Vec<Table>, Option<BString>), Failure>> {
+	) -> LuaResult<Result<Summaries, Failure>> {
 		match self.page(filter, after)? {
 			Ok((page, _, next)) => Ok(self
 				.summaries(lua, Ok(page))?
@@ -162,7 +168,7 @@ impl Handle {
 	) -> LuaResult<Result<TextPage, Failure>> {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get::<Option<bool>>("show_token")?.unwrap_or(false);
-		let (mut page, shelf, next) = match self.page(filter, after)? {
+		let (mut page, part, next) = match self.page(filter, after)? {
 			Ok(page) => page,
 			Err(failure) => return Ok(Err(failure)),
 		};
@@ -172,7 +178,7 @@ impl Handle {
 			let detail = Detail { show_token, redemptions: None };
 			page.iter().map(|invite| as_line(render::json(invite, detail, now))).collect()
 		} else {
-			let listing = Listing::new(shelf, show_token, width);
+			let listing = Listing::new(part, show_token, width);
 			// Nothing stands above nothing.
 			let header = if !has_header && !page.is_empty() { listing.header() } else { String::new() };
 			Ok(header + &listing.page(&page, now))
@@ -181,10 +187,10 @@ impl Handle {
 		Ok(text.map(|text: String| (text.into(), next.as_ref().map(write_position), shown)))
 	}
 
-	fn place(&self, token: &Value, shelf: &str) -> Result<BString, Failure> {
+	fn place(&self, token: &Value, part: &str) -> Result<BString, Failure> {
 		let invite = self.invites.find(&digest(token)?)?;
-		let position = invite.position(read_shelf(shelf)?, clock::now());
-		// It is on the other shelf.
+		let position = invite.position(read_part(part)?, clock::now());
+		// It is in the other part.
 		Ok(write_position(&position.ok_or(InviteError::TokenInvalid)?))
 	}
 
@@ -193,25 +199,22 @@ impl Handle {
 		let count = || -> Result<_, Failure> {
 			let now = clock::now();
 			let mut stats = Stats::default();
-			for shelf in [Shelf::Open, Shelf::History] {
+			for part in [Part::Open, Part::History] {
 				let mut after = Some(Position::START);
 				while let Some(position) = after {
-					let (page, next) = self.invites.list(&Filter::default(), shelf, &position, PAGE, now)?;
-					page.iter().for_each(|invite| stats.add(invite, now));
+					let (page, next) = self.invites.list(&Filter::default(), part, &position, PAGE, now)?;
+					for invite in &page {
+						stats.add(invite, now);
+					}
 					after = next;
 				}
 			}
-			if is_json { as_line(stats.json()) } else { Ok(stats.text(width)) }
+			if is_json { as_line(render::stats_json(&stats)) } else { Ok(render::stats_text(&stats, width)) }
 		};
 		Ok(count())
 	}
 
-	fn extend(
-		&self,
-		lua: &Lua,
-		token: &Value,
-		seconds: &Value,
-	) -> LuaResult<Result<(Value, Option<Vec<Table>>), Failure>> {
+	fn extend(&self, lua: &Lua, token: &Value, seconds: &Value) -> LuaResult<Result<Extended, Failure>> {
 		let seconds = match ttl(lua, seconds)? {
 			Ok(seconds) => seconds,
 			Err(failure) => return Ok(Err(failure)),
@@ -317,14 +320,14 @@ fn read_width(options: &Table) -> LuaResult<u16> {
 	Ok(width.clamp(MIN_WIDTH.into(), u16::MAX.into()).try_into().unwrap_or(MIN_WIDTH))
 }
 
-fn read_shelf(word: &str) -> Result<Shelf, Failure> {
-	Shelf::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no shelf")))
+fn read_part(word: &str) -> Result<Part, Failure> {
+	Part::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no part")))
 }
 
-fn read_filter(table: &Table) -> LuaResult<Result<(Filter, Shelf), Failure>> {
+fn read_filter(table: &Table) -> LuaResult<Result<(Filter, Part), Failure>> {
 	let state: Option<String> = table.get("state")?;
 	let kind: Option<String> = table.get("kind")?;
-	let shelf: Option<String> = table.get("shelf")?;
+	let part: Option<String> = table.get("part")?;
 	let (inviter, text) = (table.get("inviter")?, table.get("text")?);
 	let read = || {
 		let state = state
@@ -339,8 +342,8 @@ fn read_filter(table: &Table) -> LuaResult<Result<(Filter, Shelf), Failure>> {
 			})
 			.transpose()?;
 		let filter = Filter { state, kind, inviter, text };
-		let shelf = shelf.map_or_else(|| Ok(filter.shelf()), |word| read_shelf(&word))?;
-		Ok((filter, shelf))
+		let part = part.map_or_else(|| Ok(filter.part()), |word| read_part(&word))?;
+		Ok((filter, part))
 	};
 	Ok(read())
 }
@@ -373,8 +376,8 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("list_text", |_, this, (filter, options, after, limit, has_header): ListText| {
 		outcome(this.list_text(&filter, &options, after.as_ref(), limit, has_header))
 	});
-	methods.add_method("place", |_, this, (token, shelf): (Value, String)| {
-		Ok(Outcome(this.place(&token, &shelf)))
+	methods.add_method("place", |_, this, (token, part): (Value, String)| {
+		Ok(Outcome(this.place(&token, &part)))
 	});
 	methods.add_method("stats_text", |_, this, options: Table| outcome(this.stats_text(&options)));
 	methods.add_method("set_paused", |_, this, (token, paused): (Value, bool)| {

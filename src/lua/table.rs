@@ -6,7 +6,7 @@ use super::value::{Null, read, write, write_entries};
 use super::{Failure, is_truthy, set_some};
 use crate::clock::{self, Timestamp};
 use crate::invite::{Invite, Kind, Type};
-use crate::listing::Shelf;
+use crate::listing::Part;
 use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::Token;
 use crate::value::{Table as StoredTable, Value as Stored};
@@ -165,7 +165,7 @@ pub(super) fn summary(lua: &Lua, invite: &Invite, null: &Null) -> LuaResult<Tabl
 	set_some(&table, "revoked_at", invite.revoked_at)?;
 	set_some(&table, "revoked_why", invite.revoked_why.as_deref())?;
 	set_some(&table, "revoked_by", invite.revoked_by.as_deref())?;
-	set_some(&table, "ended_at", invite.position(Shelf::History, now).map(|position| position.at))?;
+	set_some(&table, "ended_at", invite.position(Part::History, now).map(|position| position.at))?;
 	let additional_data =
 		invite.fields.get("additional_data").map(|value| write(lua, value, null)).transpose()?;
 	set_some(&table, "additional_data", additional_data)?;

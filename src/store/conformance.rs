@@ -14,7 +14,7 @@ use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
@@ -51,7 +51,7 @@ macro_rules! promises {
 			each_expired_invite_is_ended_once,
 			a_name_is_seen_as_reserved_and_as_claimed,
 			pages_follow_each_other_without_gap_or_repetition,
-			the_open_shelf_shows_the_newest_first,
+			the_open_part_shows_the_newest_first,
 			the_history_shows_the_last_ended_first_and_what_expired_unnoted,
 			open_invites_are_counted_in_pages,
 			what_is_used_up_or_revoked_keeps_no_secret,
@@ -108,6 +108,9 @@ type Promise = fn(&dyn InviteStore);
 pub(crate) const PROMISES: &[(&str, Promise)] = promises!(table());
 
 const NOW: Timestamp = 1_700_000_000;
+
+/// From the moment in which the samples are made to one at which a clock may be.
+const LEAP: i64 = 100_000_000;
 
 /// An invite of a local user with something in most fields.
 pub(crate) fn sample(host: &str, token: &str) -> Invite {
@@ -831,25 +834,27 @@ pub(crate) fn records_hold_everything_and_can_be_taken_over_by_another_host(stor
 
 pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn InviteStore) {
 	store.create(&account("t")).unwrap();
-	let findings = store.check("example.com");
+	let findings = store.check("example.com", NOW + LEAP);
 	assert!(!findings.is_empty());
 	assert!(findings.iter().all(|finding| finding.level < Level::Critical), "{findings:?}");
+	let behind = store.check("example.com", NOW - LEAP);
+	assert!(behind.iter().any(|finding| finding.text.contains("clock")), "{behind:?}");
 }
 
-/// Reads a shelf to its end in pages of three.
-fn whole_shelf(store: &dyn InviteStore, shelf: Shelf, now: Timestamp) -> Vec<Digest> {
+/// Reads a part to its end in pages of three.
+fn whole_part(store: &dyn InviteStore, part: Part, now: Timestamp) -> Vec<Digest> {
 	let (mut found, mut after) = (Vec::new(), Position::START);
 	loop {
-		let page = store.shelf("example.com", shelf, &after, 3, now).unwrap();
+		let page = store.listing("example.com", part, &after, 3, now).unwrap();
 		found.extend(page.iter().map(|invite| invite.digest));
 		match page.last() {
-			Some(last) if page.len() == 3 => after = last.position(shelf, now).unwrap(),
+			Some(last) if page.len() == 3 => after = last.position(part, now).unwrap(),
 			_ => return found,
 		}
 	}
 }
 
-pub(crate) fn the_open_shelf_shows_the_newest_first(store: &dyn InviteStore) {
+pub(crate) fn the_open_part_shows_the_newest_first(store: &dyn InviteStore) {
 	let mut expected = Vec::new();
 	for index in 0..10 {
 		// Some of one second, so that the digests have to tell them apart.
@@ -870,11 +875,7 @@ pub(crate) fn the_open_shelf_shows_the_newest_first(store: &dyn InviteStore) {
 	store.create(&sample("example.net", "elsewhere")).unwrap();
 	expected.sort();
 	let newest_first: Vec<_> = expected.into_iter().rev().map(|(_, digest)| digest).collect();
-	assert_eq!(
-		whole_shelf(store, Shelf::Open, NOW + 1000),
-		newest_first,
-		"expired ones that nobody noted too"
-	);
+	assert_eq!(whole_part(store, Part::Open, NOW + 1000), newest_first, "expired ones that nobody noted too");
 }
 
 pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(store: &dyn InviteStore) {
@@ -897,8 +898,8 @@ pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(st
 	store.revoke(&revoked.host, &revoked.digest, None, None, NOW + 22).unwrap().unwrap();
 	assert_eq!(store.end_expired("example.com", 10, NOW + 25).unwrap().len(), 1);
 	let expected = [&used, &unnoted, &revoked, &noted].map(|invite| invite.digest);
-	assert_eq!(whole_shelf(store, Shelf::History, NOW + 99), expected);
-	assert!(!whole_shelf(store, Shelf::History, NOW + 25).contains(&unnoted.digest));
+	assert_eq!(whole_part(store, Part::History, NOW + 99), expected);
+	assert!(!whole_part(store, Part::History, NOW + 25).contains(&unnoted.digest));
 }
 
 pub(crate) fn open_invites_are_counted_in_pages(store: &dyn InviteStore) {

@@ -12,7 +12,7 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::lineage::{Birth, Member, birth, branch};
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{
 	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
@@ -311,11 +311,11 @@ impl Content {
 		self.undo.push(Undo::Redemptions(self.redemptions.extract_if(.., is_of).collect()));
 	}
 
-	/// Up to `limit` that come after a position on a shelf.
-	fn shelf(&self, host: &str, shelf: Shelf, after: &Position, limit: u32, now: Timestamp) -> Vec<Invite> {
+	/// Up to `limit` that come after a position on a part.
+	fn listing(&self, host: &str, part: Part, after: &Position, limit: u32, now: Timestamp) -> Vec<Invite> {
 		let mut found: Vec<_> = self
 			.of_host(host)
-			.filter_map(|invite| Some((invite.position(shelf, now)?, invite)))
+			.filter_map(|invite| Some((invite.position(part, now)?, invite)))
 			.filter(|(position, _)| position < after)
 			.collect();
 		found.sort_by_key(|(position, _)| Reverse(*position));
@@ -558,8 +558,11 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		})
 	}
 
-	fn check(&self, host: &str) -> Vec<Finding> {
-		self.backing.check(host)
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		let mut findings = self.backing.check(host);
+		let newest = self.read(host, |content| content.of_host(host).map(|invite| invite.created_at).max());
+		findings.extend(newest.map(|newest| Finding::of_clock(newest, now)));
+		findings
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
@@ -787,15 +790,15 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		self.read(host, |content| content.page(host, after, limit, |invite| invite.ended_at.is_none()))
 	}
 
-	fn shelf(
+	fn listing(
 		&self,
 		host: &str,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.read(host, |content| content.shelf(host, shelf, after, limit, now))
+		self.read(host, |content| content.listing(host, part, after, limit, now))
 	}
 
 	fn count_open(
@@ -805,10 +808,10 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		limit: u32,
 	) -> Result<(u32, Option<Position>), StoreError> {
 		// What is open depends on no moment.
-		let page = self.shelf(host, Shelf::Open, after, limit, Timestamp::MIN)?;
+		let page = self.listing(host, Part::Open, after, limit, Timestamp::MIN)?;
 		let count = u32::try_from(page.len()).unwrap_or(u32::MAX);
 		let last = page.last().filter(|_| count == limit);
-		Ok((count, last.and_then(|invite| invite.position(Shelf::Open, Timestamp::MIN))))
+		Ok((count, last.and_then(|invite| invite.position(Part::Open, Timestamp::MIN))))
 	}
 
 	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {

@@ -17,7 +17,7 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::lineage::Member;
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage};
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce};
@@ -170,8 +170,8 @@ pub trait InviteStore {
 	) -> Result<Option<Digest>, StoreError>;
 
 	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
-	/// What is wrong is a finding, not an error.
-	fn check(&self, host: &str) -> Vec<Finding>;
+	/// What is wrong is a finding, not an error. What it says of the clock comes from [`Finding::of_clock`].
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding>;
 
 	/// The invite as it stands, ended ones included; `None` if there never was one, or it was purged.
 	///
@@ -343,22 +343,22 @@ pub trait InviteStore {
 	fn open_invites(&self, host: &str, after: Option<&Digest>, limit: u32)
 	-> Result<Vec<Invite>, StoreError>;
 
-	/// Up to `limit` invites that have a [position](Invite::position) on the shelf after this one, in descending order of
+	/// Up to `limit` invites that have a [position](Invite::position) in the part after this one, in descending order of
 	/// their positions. Fewer than `limit` means: these were the last. Reads no more than it returns, however many the host
 	/// has.
 	///
 	/// # Errors
 	/// When the storage fails, or what it holds is damaged.
-	fn shelf(
+	fn listing(
 		&self,
 		host: &str,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError>;
 
-	/// How many invites the open shelf has after this position, counting up to `limit`; and where to go on counting, unless
+	/// How many invites the open part has after this position, counting up to `limit`; and where to go on counting, unless
 	/// those were the last.
 	///
 	/// # Errors

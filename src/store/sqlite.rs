@@ -30,7 +30,7 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::lineage::{Birth, Member, birth, branch};
-use crate::listing::{Position, Shelf};
+use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
@@ -73,11 +73,11 @@ const OPEN_INVITES: &str = "SELECT * FROM invite WHERE host = :host AND digest >
 
 const ALL_INVITES: &str =
 	"SELECT * FROM invite WHERE host = :host AND digest > :after ORDER BY digest LIMIT :limit";
-const OPEN_SHELF: &str = "SELECT * FROM invite WHERE host = :host AND ended_at IS NULL \
+const OPEN_PART: &str = "SELECT * FROM invite WHERE host = :host AND ended_at IS NULL \
 	AND (created_at, digest) < (:at, :digest) ORDER BY created_at DESC, digest DESC LIMIT :limit";
 
 /// What has ended and what is about to be noted as expired, merged from two indexes.
-const HISTORY_SHELF: &str = "SELECT *, ended_at AS over_at FROM invite WHERE host = :host AND ended_at IS NOT NULL \
+const HISTORY_PART: &str = "SELECT *, ended_at AS over_at FROM invite WHERE host = :host AND ended_at IS NOT NULL \
 	AND (ended_at, digest) < (:at, :digest) \
 	UNION ALL SELECT *, expires AS over_at FROM invite WHERE host = :host AND ended_at IS NULL AND expires < :now \
 	AND (expires, digest) < (:at, :digest) \
@@ -908,8 +908,8 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
-	fn check(&self, _: &str) -> Vec<Finding> {
-		self.look()
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		self.look(host, now)
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
@@ -1160,27 +1160,27 @@ impl InviteStore for SqliteStore {
 		self.with("listing invites", |connection| page(connection, OPEN_INVITES, host, after, limit))
 	}
 
-	fn shelf(
+	fn listing(
 		&self,
 		host: &str,
-		shelf: Shelf,
+		part: Part,
 		after: &Position,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
 		self.with("listing invites", |connection| {
 			let (at, digest) = (after.at, after.digest.as_bytes());
-			match shelf {
-				Shelf::Open => {
+			match part {
+				Part::Open => {
 					let params =
 						named_params! { ":host": host, ":at": at, ":digest": digest, ":limit": limit };
-					all(connection, OPEN_SHELF, params, read_invite)
+					all(connection, OPEN_PART, params, read_invite)
 				}
-				Shelf::History => {
+				Part::History => {
 					let params = named_params! {
 						":host": host, ":at": at, ":digest": digest, ":limit": limit, ":now": now
 					};
-					all(connection, HISTORY_SHELF, params, read_invite)
+					all(connection, HISTORY_PART, params, read_invite)
 				}
 			}
 		})

@@ -5,25 +5,29 @@ use std::path::{Path, PathBuf};
 
 use super::{SqliteStore, version};
 use crate::check::Finding;
+use crate::clock::Timestamp;
 
 /// Above this the log is not folded back into the database as it should be: something reads without an end.
 const LARGE_WAL: u64 = 64 << 20;
+
+const NEWEST: &str = "SELECT max(created_at) FROM invite WHERE host = ?";
 
 /// Faults in the file that are told; there may be thousands.
 const TOLD_FAULTS: usize = 3;
 
 impl SqliteStore {
-	pub(super) fn look(&self) -> Vec<Finding> {
+	pub(super) fn look(&self, host: &str, now: Timestamp) -> Vec<Finding> {
 		// What SQLite says of the whole file: one "ok", or a line for each fault.
 		let looked = self.with("checking the database", |connection| {
 			let mut statement = connection.prepare("PRAGMA integrity_check")?;
 			let faults =
 				statement.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
-			Ok((version(connection)?, faults))
+			let newest = connection.query_row(NEWEST, [host], |row| row.get(0))?;
+			Ok((version(connection)?, faults, newest))
 		});
 		let path = self.path.display();
 		let mut findings = match looked {
-			Ok((schema, faults)) => {
+			Ok((schema, faults, newest)) => {
 				let whole = if faults.iter().eq(["ok"]) {
 					Finding::ok(format!("the database {path} is whole"))
 				} else {
@@ -33,7 +37,11 @@ impl SqliteStore {
 						told.join("; ").replace('\n', " ")
 					))
 				};
-				vec![Finding::ok(format!("the database {path} can be used, with schema {schema}")), whole]
+				vec![
+					Finding::ok(format!("the database {path} can be used, with schema {schema}")),
+					whole,
+					Finding::of_clock(newest, now),
+				]
 			}
 			Err(error) => vec![Finding::critical(error.to_string())],
 		};
