@@ -36,7 +36,7 @@ pub enum Command {
 	History(History),
 	/// Show an invite and who used it
 	Show(Show),
-	/// Take an invite back
+	/// Take an invite back, or all open ones of a user
 	Revoke(Revoke),
 	/// Have an invite refused until it is resumed
 	Pause(One),
@@ -44,8 +44,10 @@ pub enum Command {
 	Resume(One),
 	/// Give an invite another end, counted from now; one that has expired is good again
 	Extend(Extend),
-	/// Say whether an invite would be accepted now, and if not, why; exit code 1 if not
+	/// Say whether an invite would be accepted now, or whether a user may create one, and if not, why; exit code 1 if not
 	Why(Why),
+	/// Show whom a user invited, whom these invited, and so on, with the invites of each
+	Tree(Tree),
 	/// Count the invites of a host
 	Stats(Stats),
 	/// Remove what ended long ago
@@ -357,10 +359,29 @@ pub struct Show {
 pub struct Revoke {
 	#[command(flatten)]
 	#[expect(missing_docs, reason = "it would become part of the help")]
-	pub one: One,
+	pub which: OneOrInviter,
+	/// With --inviter: also those of everybody in the user's branch, as tree shows it
+	#[arg(long, requires = "inviter", conflicts_with = "invite")]
+	pub branch: bool,
 	/// Why, for the history
 	#[arg(long, value_name = "TEXT")]
 	pub why: Option<String>,
+}
+
+/// One invite of a host, or a user who invites.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct OneOrInviter {
+	/// Host of the invite
+	pub host: String,
+	/// Its token, or its id (the first six characters are enough if no other begins so)
+	#[arg(required_unless_present = "inviter", conflicts_with = "inviter")]
+	pub invite: Option<String>,
+	/// Instead of one invite: this user
+	#[arg(long, value_name = "USERNAME")]
+	pub inviter: Option<String>,
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub output: Output,
 }
 
 /// `extend`
@@ -379,10 +400,31 @@ pub struct Extend {
 pub struct Why {
 	#[command(flatten)]
 	#[expect(missing_docs, reason = "it would become part of the help")]
-	pub one: One,
+	pub which: OneOrInviter,
 	/// The username that would be registered with it
-	#[arg(long, value_name = "USERNAME")]
+	#[arg(long, value_name = "USERNAME", conflicts_with = "inviter")]
 	pub username: Option<String>,
+	/// With --inviter: what the user would create; without it, an invite to become a contact
+	#[arg(long, requires = "inviter", conflicts_with = "invite", value_parser = PossibleValuesParser::new(CREATED_BY_USERS))]
+	pub kind: Option<String>,
+}
+
+/// The kinds of invites that users create, as `invite_limits` names them.
+const CREATED_BY_USERS: [&str; 4] = ["contact", "account-and-contact", "account", "group"];
+
+/// `tree`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+	/// Host of the user
+	pub host: String,
+	/// The user
+	pub username: String,
+	/// Print the accounts alone, one address a line: those that still exist
+	#[arg(long, conflicts_with = "json")]
+	pub accounts: bool,
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub output: Output,
 }
 
 /// `stats`
@@ -561,6 +603,28 @@ mod tests {
 			let problem = problem(args);
 			assert!(problem.contains(named), "{args}: {problem}");
 			assert_eq!(problem.lines().count(), 1, "{args}: {problem}");
+		}
+	}
+
+	#[test]
+	fn one_invite_or_an_inviter_is_meant_and_not_both() {
+		let words = |args: &str| parse(args.split_whitespace().map(OsString::from));
+		for (args, named) in [
+			("revoke h abcdef --branch", "--branch"),
+			("revoke h abcdef --inviter juliet", "--inviter"),
+			("why h abcdef --kind contact", "--kind"),
+			("why h --inviter juliet --username romeo", "--username"),
+			("why h --inviter juliet --kind reset", "reset"),
+		] {
+			match words(args) {
+				Err(Answer::Misuse(problem, 2)) => assert!(problem.contains(named), "{args}: {problem}"),
+				other => panic!("{args}: {other:?}"),
+			}
+		}
+		for args in
+			["revoke h abcdef", "revoke h --inviter juliet --branch", "why h --inviter juliet --kind contact"]
+		{
+			assert!(words(args).is_ok(), "{args}");
 		}
 	}
 

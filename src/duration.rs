@@ -54,6 +54,17 @@ pub fn parse(text: &str) -> Result<Seconds, DurationError> {
 		.ok_or_else(error)
 }
 
+/// Seconds in words, with the largest unit that says them exactly: `3 days`, `90 seconds`.
+#[must_use]
+pub fn words(seconds: i64) -> String {
+	let (length, unit) = [(604_800, "week"), (86_400, "day"), (3_600, "hour"), (60, "minute")]
+		.into_iter()
+		.find(|(length, _)| seconds > 0 && seconds % length == 0)
+		.unwrap_or((1, "second"));
+	let number = seconds / length;
+	format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
 	use super::*;
@@ -98,6 +109,21 @@ mod tests {
 		] {
 			let error = parse(text).unwrap_err().to_string();
 			assert!(error.contains("for example") && error.contains(text), "{text}: {error}");
+		}
+	}
+
+	#[test]
+	fn seconds_are_told_in_the_largest_unit_that_fits() {
+		for (seconds, text) in [
+			(0, "0 seconds"),
+			(1, "1 second"),
+			(90, "90 seconds"),
+			(120, "2 minutes"),
+			(86_400, "1 day"),
+			(604_800, "1 week"),
+			(691_200, "8 days"),
+		] {
+			assert_eq!(words(seconds), text);
 		}
 	}
 }

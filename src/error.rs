@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use crate::invite::Invite;
+use crate::policy::LimitReached;
 use crate::redemption::{Claim, Refusal};
 use crate::store::StoreError;
 use crate::token::RandomError;
@@ -38,6 +39,9 @@ pub enum InviteError {
 	/// A password reset was to be made for an account that is disabled.
 	#[error("the account is disabled")]
 	AccountDisabled,
+	/// Its inviter may not make it.
+	#[error(transparent)]
+	LimitReached(#[from] LimitReached),
 	/// Everything that is left of it is claimed by others, or the username is.
 	#[error("the invite, or the username, is being used right now")]
 	TokenBusy,
@@ -87,6 +91,7 @@ impl InviteError {
 			Self::AccountExists => "conflict",
 			Self::AccountMissing => "item-not-found",
 			Self::AccountDisabled => "not-allowed",
+			Self::LimitReached(_) => "policy-violation",
 			Self::TokenBusy => "token-busy",
 			Self::NameMismatch(_) => "name-mismatch",
 			Self::NameReserved => "name-reserved",

@@ -67,6 +67,9 @@ impl Kind {
 	}
 }
 
+/// Stands in the fields of an invite where its token stood.
+const FORGOTTEN: &str = "(token)";
+
 /// One invite. What can be told from a moment in time is in [`crate::lifecycle`].
 #[derive(Clone, PartialEq)]
 pub struct Invite {
@@ -74,7 +77,8 @@ pub struct Invite {
 	pub host: String,
 	/// Its key within the host.
 	pub digest: Digest,
-	/// The secret, where the store still has it: it goes when the invite is used up or revoked.
+	/// The secret, where the store still has it: it goes when the invite is used up or revoked, and with
+	/// [`AtRest::Digest`](crate::service::AtRest) it never comes there.
 	pub token: Option<Token>,
 	/// What it is made for.
 	pub invite_type: Type,
@@ -158,6 +162,12 @@ impl Invite {
 		bare.contains('@').then(|| bare.to_owned())
 	}
 
+	/// The localpart of the [`Invite::inviter`], if that is a user of the same host.
+	#[must_use]
+	pub fn local_inviter(&self) -> Option<String> {
+		self.inviter().and_then(|inviter| local_user(&inviter, &self.host).map(str::to_owned))
+	}
+
 	/// Counts one use.
 	pub(crate) fn add_use(&mut self, now: Timestamp) {
 		self.uses = self.uses.saturating_add(1);
@@ -193,9 +203,24 @@ impl Invite {
 	/// `invite-created` made of it.
 	fn end_for_good(&mut self, now: Timestamp) {
 		self.ended_at.get_or_insert(now);
-		if let Some(token) = self.token.take() {
-			self.fields.replace_text(token.reveal(), "(token)");
+		self.forget_token();
+	}
+
+	/// Takes the secret out, and out of every text that holds it. Says whether it was there.
+	pub(crate) fn forget_token(&mut self) -> bool {
+		let Some(token) = self.token.take() else { return false };
+		self.fields.replace_text(token.reveal(), FORGOTTEN);
+		true
+	}
+
+	/// The fields with the token in its places, for whoever has presented it.
+	#[must_use]
+	pub fn fields_with(&self, token: &Token) -> Table {
+		let mut fields = self.fields.clone();
+		if self.token.is_none() {
+			fields.replace_text(FORGOTTEN, token.reveal());
 		}
+		fields
 	}
 
 	/// The address that it is about: the bound or the inviter's account, else the host.
@@ -218,6 +243,14 @@ impl Invite {
 			self.allow_registration,
 		)
 	}
+}
+
+/// The localpart of a JID, bare or full, if it is one of this host.
+#[must_use]
+pub fn local_user<'a>(jid: &'a str, host: &str) -> Option<&'a str> {
+	let bare = jid.split_once('/').map_or(jid, |(bare, _)| bare);
+	let (username, of) = bare.split_once('@')?;
+	(of == host && !username.is_empty()).then_some(username)
 }
 
 impl fmt::Debug for Invite {

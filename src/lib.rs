@@ -17,7 +17,7 @@
 //!      ▼
 //!  src/store         the trait InviteStore and what implements it: memory, sqlite
 //! ```
-//! Everything below `src/lua` builds and tests without Lua. Read [`lifecycle`] and [`redemption`] first for the rules,
+//! Everything below `src/lua` builds and tests without Lua. Read [`lifecycle`], [`redemption`] and [`policy`] first for the rules,
 //! then [`store::InviteStore`] for what has to be atomic, [`store::sqlite`] for how it is, and [`service`] for how an
 //! invite is made, found and redeemed.
 
@@ -28,9 +28,11 @@ pub mod duration;
 pub mod error;
 pub mod invite;
 pub mod lifecycle;
+pub mod lineage;
 pub mod listing;
 #[cfg(feature = "lua")]
 mod lua;
+pub mod policy;
 pub mod redemption;
 pub mod render;
 pub mod service;

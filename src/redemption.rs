@@ -7,6 +7,7 @@
 
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Kind, Type};
+use crate::lineage::{Birth, birth};
 use crate::token::{Digest, Nonce};
 
 /// How long a claim stands unless its owner renews it, in seconds.
@@ -195,6 +196,14 @@ pub struct Redemption {
 	pub source: Option<String>,
 	/// When.
 	pub used_at: Timestamp,
+}
+
+impl Redemption {
+	/// What this use of an invite means for lineage.
+	#[must_use]
+	pub fn birth(&self, invite: &Invite) -> Option<Birth> {
+		birth(invite, self.purpose, self.invitee.as_deref(), self.used_at)
+	}
 }
 
 /// Whether an account exists, as far as the server's user manager can say.

@@ -4,6 +4,8 @@
 //! What others wrote (notes, names) is shown with its control characters escaped: it must not move the cursor, break a
 //! line, or turn the direction of the text around it.
 
+mod tree;
+
 use std::fmt::Write as _;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width};
@@ -18,6 +20,8 @@ use crate::listing::Part;
 use crate::redemption::Redemption;
 use crate::stats::{Kinds, States, Stats};
 use crate::value::Value;
+
+pub use tree::Branch;
 
 /// An invite for programs. Times are unix seconds; what is absent is not so, or not known.
 #[derive(Serialize)]

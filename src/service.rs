@@ -1,5 +1,6 @@
 //! The invites of one host: making them, finding them, redeeming them.
 
+use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use crate::check::Finding;
@@ -7,10 +8,12 @@ use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type};
 use crate::lifecycle::State;
+use crate::lineage::{self, Member, Place};
 use crate::listing::{Filter, Part, Position};
+use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
 use crate::store::{Carries, InviteStore, Record, StoreError};
-use crate::token::{Digest, IdPrefix, Nonce, Token};
+use crate::token::{Digest, ID_DIGITS, IdPrefix, Nonce, Token};
 use crate::value::Table;
 
 /// What a caller asks for.
@@ -51,17 +54,47 @@ const ACCOUNT_GONE: &str = "the account that it depends on was deleted";
 /// Reported as the source of a use whose server died before it could report it.
 const SETTLED: &str = "settled after a crash";
 
+/// What the store keeps of the tokens of pending invites (option `invite_token_at_rest`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtRest {
+	/// The token itself.
+	#[default]
+	Plain,
+	/// Its digest alone, so that who gets hold of the store gets no token. What needs no token works as before; invites
+	/// are listed, shown and revoked by their public ids.
+	Digest,
+}
+
 /// The invites of one host in one store.
 #[derive(Clone)]
 pub struct Invites {
 	host: String,
 	store: Arc<dyn InviteStore>,
+	at_rest: AtRest,
 }
 
 impl Invites {
 	/// The invites of `host`, as Prosody writes it, in `store`.
 	pub fn new(host: String, store: Arc<dyn InviteStore>) -> Self {
-		Self { host, store }
+		Self { host, store, at_rest: AtRest::Plain }
+	}
+
+	/// The same, keeping so much of the tokens.
+	#[must_use]
+	pub fn keeping(self, at_rest: AtRest) -> Self {
+		Self { at_rest, ..self }
+	}
+
+	/// An invite as it is stored.
+	fn at_rest<'a>(&self, invite: &'a Invite) -> Cow<'a, Invite> {
+		match self.at_rest {
+			AtRest::Plain => Cow::Borrowed(invite),
+			AtRest::Digest => {
+				let mut invite = invite.clone();
+				invite.forget_token();
+				Cow::Owned(invite)
+			}
+		}
 	}
 
 	/// The host.
@@ -110,7 +143,7 @@ impl Invites {
 	/// # Errors
 	/// When the store fails.
 	pub fn save(&self, invite: &Invite) -> Result<Vec<Invite>, InviteError> {
-		Ok(self.store.create(invite)?)
+		Ok(self.store.create(&self.at_rest(invite))?)
 	}
 
 	/// Stores many prepared invites in one transaction. None of them is bound to a username: these take the place of others.
@@ -118,10 +151,31 @@ impl Invites {
 	/// # Errors
 	/// When the store fails.
 	pub fn save_all(&self, invites: &[Record]) -> Result<(), InviteError> {
-		if self.store.import(invites)? < invites.len() {
+		if self.import(invites)? < invites.len() {
 			return Err(StoreError::Exists.into());
 		}
 		Ok(())
+	}
+
+	/// Whether somebody with these limits may make a prepared invite, as things stand. Stores nothing.
+	///
+	/// # Errors
+	/// [`InviteError::LimitReached`], or the store's failure.
+	pub fn check_limits(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+		now: Timestamp,
+	) -> Result<(), InviteError> {
+		Ok(decide_creation(invite, allowance, &self.store.usage(&self.host, allowance, now)?, now)?)
+	}
+
+	/// Stores a prepared invite for somebody with limits, as [`Invites::save`] does without.
+	///
+	/// # Errors
+	/// [`InviteError::LimitReached`], or the store's failure.
+	pub fn save_within(&self, invite: &Invite, allowance: &Allowance) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.create_within(&self.at_rest(invite), allowance)??)
 	}
 
 	/// Takes over invites that were made elsewhere. A token that is known here stays as it is, used or revoked as it may
@@ -130,7 +184,14 @@ impl Invites {
 	/// # Errors
 	/// When the store fails.
 	pub fn import(&self, records: &[Record]) -> Result<usize, InviteError> {
-		Ok(self.store.import(records)?)
+		if self.at_rest == AtRest::Plain {
+			return Ok(self.store.import(records)?);
+		}
+		let records: Vec<Record> = records
+			.iter()
+			.map(|record| Record { invite: self.at_rest(&record.invite).into_owned(), ..record.clone() })
+			.collect();
+		Ok(self.store.import(&records)?)
 	}
 
 	/// What the store can keep.
@@ -150,7 +211,33 @@ impl Invites {
 	/// Looks the storage over for an operator.
 	#[must_use]
 	pub fn check(&self, now: Timestamp) -> Vec<Finding> {
-		self.store.check(&self.host, now)
+		let mut findings = self.store.check(&self.host, now);
+		if self.at_rest == AtRest::Digest {
+			findings.push(match self.has_tokens() {
+				Ok(true) => Finding::warning(
+					"tokens from before invite_token_at_rest = \"digest\" lie in the store: a server that is started forgets them",
+				),
+				Ok(false) => Finding::ok("no token lies in the store"),
+				Err(error) => Finding::critical(error.to_string()),
+			});
+		}
+		findings
+	}
+
+	/// Whether the store has the token of an open invite.
+	fn has_tokens(&self) -> Result<bool, InviteError> {
+		const PAGE: u32 = 500;
+		let mut after = None;
+		loop {
+			let page = self.store.open_invites(&self.host, after.as_ref(), PAGE)?;
+			if page.iter().any(|invite| invite.token.is_some()) {
+				return Ok(true);
+			}
+			after = page.last().map(|invite| invite.digest);
+			if u32::try_from(page.len()).is_ok_and(|found| found < PAGE) {
+				return Ok(false);
+			}
+		}
 	}
 
 	/// The invite behind what somebody presents as a token, if it is good for the purpose now.
@@ -161,6 +248,40 @@ impl Invites {
 		let invite = self.find(&Digest::of(presented))?;
 		check(&invite, purpose, now)?;
 		Ok(invite)
+	}
+
+	/// The invite with this public id, if it is good for the purpose now: where the store keeps no token, nothing else names
+	/// it. Not for redeeming it: an id is no secret.
+	///
+	/// # Errors
+	/// As of [`Invites::get`]; [`InviteError::TokenInvalid`] too where the store keeps tokens.
+	pub fn get_by_id(&self, id: &[u8], purpose: Purpose, now: Timestamp) -> Result<Invite, InviteError> {
+		let invite = self.find(&self.identify(id)?)?;
+		check(&invite, purpose, now)?;
+		Ok(invite)
+	}
+
+	/// What callers name that had to do with an id where others have a token.
+	///
+	/// # Errors
+	/// [`InviteError::TokenInvalid`], or the store's failure.
+	pub fn identify(&self, id: &[u8]) -> Result<Digest, InviteError> {
+		match self.at_rest {
+			AtRest::Digest if id.len() == ID_DIGITS => self.resolve(id),
+			_ => Err(InviteError::TokenInvalid),
+		}
+	}
+
+	/// Takes the tokens out of up to `limit` invites that follow `after` in the order of their digests, where the store is
+	/// to keep none. Where to go on, unless those were the last.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn forget_tokens(&self, after: Option<&Digest>, limit: u32) -> Result<Option<Digest>, InviteError> {
+		match self.at_rest {
+			AtRest::Plain => Ok(None),
+			AtRest::Digest => Ok(self.store.forget_tokens(&self.host, after, limit)?),
+		}
 	}
 
 	/// The invite in whatever state.
@@ -382,6 +503,49 @@ impl Invites {
 		Ok(self.store.retire(&self.host, username, &which, "the password was changed", now)?)
 	}
 
+	/// Revokes the open invites of an inviter, and of everybody in the inviter's branch if that is asked for, at once.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn revoke_inviter(
+		&self,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.retire_inviter(&self.host, inviter, is_branch, why, by, now)?)
+	}
+
+	/// Everybody in somebody's branch; the root's place names who brought it, if that is known.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn branch(&self, root: &str) -> Result<Vec<Place>, InviteError> {
+		let mut branch = lineage::branch(root, |inviter| self.store.brought_by(&self.host, inviter))?;
+		if let Some(first) = branch.first_mut() {
+			first.brought = self.store.lineage(&self.host, root)?;
+		}
+		Ok(branch)
+	}
+
+	/// The invites of an inviter that are still known, whatever became of them, the oldest first.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn made_by(&self, inviter: &str) -> Result<Vec<Invite>, InviteError> {
+		Ok(self.store.made_by(&self.host, inviter)?)
+	}
+
+	/// Takes over who brought whom, where it is not known better. Of how many accounts it was new.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn import_lineage(&self, members: &[Member]) -> Result<usize, InviteError> {
+		Ok(self.store.import_lineage(&self.host, members)?)
+	}
+
 	/// Pauses or resumes an invite. `false` if it has ended, or was so already.
 	///
 	/// # Errors
@@ -503,6 +667,7 @@ fn boot() -> Result<Nonce, InviteError> {
 mod tests {
 	use super::*;
 	use crate::store::memory::MemoryStore;
+	use crate::value::Value;
 
 	const NOW: Timestamp = 1_700_000_000;
 
@@ -668,6 +833,67 @@ mod tests {
 			assert_eq!(made(is_reset, account), Ok(()));
 			assert_eq!(made(is_reset, Account::Unknown), Ok(()));
 		}
+	}
+
+	#[test]
+	fn a_store_that_keeps_digests_never_sees_a_token_and_the_rest_is_the_same() {
+		let store = Arc::new(MemoryStore::default());
+		let invites = Invites::new("example.com".to_owned(), Arc::clone(&store) as _).keeping(AtRest::Digest);
+		let linked = |token: &Token| {
+			[(Value::text("landing_page"), Value::text(&format!("https://example.com/?{}", token.reveal())))]
+				.into_iter()
+				.collect::<Table>()
+		};
+		let make = |token: &mut Option<Token>| {
+			let (invite, drawn) = invites.prepare(account(), NOW).unwrap();
+			let invite = Invite { fields: linked(&drawn), ..invite };
+			*token = Some(drawn);
+			invite
+		};
+		let mut tokens = [None, None, None];
+		let [saved, limited, imported] = tokens.each_mut().map(make);
+		invites.save(&saved).unwrap();
+		let policy = crate::policy::Policy {
+			roles: [("user".to_owned(), crate::policy::Limits::default())].into(),
+			allows_unknown_age: true,
+		};
+		let inviter = crate::policy::Inviter {
+			username: "juliet".to_owned(),
+			roles: vec![vec!["user".to_owned()]],
+			account_created: None,
+		};
+		invites.save_within(&limited, &policy.allowance(inviter).unwrap()).unwrap();
+		assert_eq!(invites.import(&[imported.into()]).unwrap(), 1);
+		for record in store.records("example.com", None, 10).unwrap() {
+			assert_eq!(record.invite.token, None);
+			assert_eq!(
+				record.invite.fields.get("landing_page"),
+				Some(&Value::text("https://example.com/?(token)"))
+			);
+		}
+		for token in tokens.into_iter().flatten() {
+			let id = token.digest().id().to_string();
+			let found = invites.get(token.reveal().as_bytes(), Purpose::Account, NOW).unwrap();
+			assert_eq!(found.fields_with(&token), linked(&token));
+			assert_eq!(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW).unwrap(), found);
+			assert_eq!(
+				condition(invites.get_by_id(&id.as_bytes()[..15], Purpose::Account, NOW)),
+				"token-invalid"
+			);
+			assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+			let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+			assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
+			assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+		}
+	}
+
+	#[test]
+	fn an_id_names_nothing_where_there_are_tokens() {
+		let invites = invites();
+		let id = saved(&invites, account()).digest().id().to_string();
+		assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+		assert_eq!(invites.forget_tokens(None, 10).unwrap(), None);
+		assert!(invites.pending(None, 10, NOW).unwrap().0[0].token.is_some());
 	}
 
 	#[test]

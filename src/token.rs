@@ -15,7 +15,7 @@ pub use rand::rngs::SysError as RandomError;
 const TOKEN_BYTES: usize = 18;
 
 /// Hexadecimal digits shown of a [`PublicId`].
-const ID_DIGITS: usize = 16;
+pub const ID_DIGITS: usize = 16;
 
 /// The secret that an invite is redeemed with. `Debug` does not show it, and there is no `Display`.
 #[derive(Clone, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 -- prosodyctl mod_invites check: what the configuration of a host says that cannot be meant, and what the storage says
 -- of itself.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local config = compat.lib("core.configmanager");
 
@@ -16,7 +16,8 @@ local OPTIONS = {
 	invite_storage = true, invites_page = true, invites_page_external = true, invites_page_module = true;
 	invites_page_supports = true, invites_registration_page = true, invites_register_template_path = true;
 	invites_bootstrap_index = true, invites_bootstrap_secret = true, invites_bootstrap_ttl = true;
-	invites_default_group = true;
+	invites_default_group = true, invite_limits = true, invite_limits_allow_unknown_age = true;
+	invite_token_at_rest = true;
 };
 
 local KINDS_OF_PAGES = {
@@ -124,6 +125,24 @@ local function check_bundled(host, warn, _, add)
 	end
 end
 
+-- What mod_invites_tracking has written down, where no token is to lie in the plain.
+local function check_tracking(host, warn, _, add)
+	if config.get(host, "invite_token_at_rest") ~= "digest" then return; end
+	local modules = compat.lib("core.modulemanager").get_modules_for_host(host);
+	local count, err = module:require("lineage").count_tracked(host);
+	if not count then
+		warn("the store of mod_invites_tracking cannot be read: "..tostring(err));
+	elseif modules:contains("invites_tracking") then
+		warn(("mod_invites_tracking writes every token that is used into its store, invites_tracking, in the plain: remove "
+			.."it from modules_enabled, who invited whom is known without it (tokens there now: %d)"):format(count));
+	elseif count > 0 then
+		warn(("%d tokens lie in the plain in the store of mod_invites_tracking, invites_tracking: remove them once the "
+			.."server has taken over who invited whom"):format(count));
+	else
+		add("ok", "nothing is left in the store of mod_invites_tracking");
+	end
+end
+
 function check.commands(prosodyctl)
 	local commands = {};
 
@@ -147,6 +166,7 @@ function check.commands(prosodyctl)
 		end
 		if #findings == before then add("ok", "the configuration makes sense"); end
 		check_bundled(host, warn, native, add);
+		check_tracking(host, warn, native, add);
 
 		local worst = 0;
 		for _, finding in ipairs(findings) do

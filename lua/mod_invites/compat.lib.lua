@@ -60,6 +60,45 @@ function compat.account_state(username)
 	return err == "Auth failed. Invalid username" and "missing" or "unknown";
 end
 
+local REGISTERED = "prosody:registered";
+
+-- The roles of a local user, each as a list of its name and those of the roles that it inherits from, nearest first.
+-- Up to 0.12 roles inherit nothing: what every user is stands in for that.
+function compat.role_chains(username)
+	local jid = username.."@"..module.host;
+	local chains = {};
+	if usermanager.get_user_role then -- since 13.0
+		local function add(role)
+			if type(role) ~= "table" then return; end
+			local chain, i = { role }, 1;
+			while chain[i] do
+				for _, inherited in ipairs(chain[i].inherits or {}) do table.insert(chain, inherited); end
+				i = i + 1;
+			end
+			for j, each in ipairs(chain) do chain[j] = each.name; end
+			table.insert(chains, chain);
+		end
+		add(usermanager.get_user_role(username, module.host));
+		for _, role in pairs(usermanager.get_user_secondary_roles(username, module.host) or {}) do add(role); end
+	elseif usermanager.get_roles then -- 0.12
+		for role, is_granted in pairs(usermanager.get_roles(jid, module.host) or {}) do
+			if is_granted then table.insert(chains, { role, REGISTERED }); end
+		end
+		table.sort(chains, function (a, b) return a[1] < b[1]; end);
+	elseif usermanager.is_admin(jid, module.host) then
+		return { { "prosody:admin" } };
+	end
+	if not chains[1] then chains[1] = { REGISTERED }; end
+	return chains;
+end
+
+-- When a local account was made, in unix seconds, where the version and its authentication provider know.
+function compat.account_created(username)
+	local get_account_info = usermanager.get_account_info; -- since 13.0
+	local info = get_account_info and get_account_info(username, module.host);
+	return info and info.created;
+end
+
 -- The util.async runner that this code runs in and its thread; nil outside of one. That a runner is waiting can be seen
 -- from outside only by its state, and util.async gives it to nobody.
 function compat.current_runner()

@@ -19,11 +19,11 @@ local function close_registration()
 	end, 1000000);
 end
 
-local has_all_parts, bundled, metrics, prosodyctl, redemption, shell = pcall(function ()
+local has_all_parts, bundled, limits, lineage, metrics, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
-	return module:require("bundled"), module:require("metrics"), module:require("prosodyctl"),
-		module:require("redemption"), module:require("shell");
+	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
+		module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
 	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
@@ -189,6 +189,9 @@ local function open_handle()
 			read = bundled.read, get = bundled.get, write = bundled.write;
 			report = report;
 		};
+		token_at_rest = module:get_option_string("invite_token_at_rest", "plain");
+		limits = module:get_option("invite_limits");
+		allows_unknown_age = module:get_option_boolean("invite_limits_allow_unknown_age", true);
 		-- It writes: not beside a server.
 		try_out = not is_prosodyctl;
 		null = json_null;
@@ -204,6 +207,12 @@ end
 local handle = module.host ~= "*" and metrics.watch(open_handle());
 
 if problem then close_registration(); end
+
+-- Invites that are counted have to be there.
+if module.host ~= "*" then
+	shortest_history = math.max(shortest_history, handle:counted_period() or 0);
+	history_age = math.max(history_age, shortest_history);
+end
 
 -- Passes a failure of the library on: misuse is raised, anything else returned.
 local function failed(condition, text)
@@ -252,6 +261,29 @@ if module.host ~= "*" and not problem and not is_prosodyctl then
 	end);
 end
 
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	lineage.import_tracked(function (entries)
+		local imported, condition, text = handle:import_lineage(entries);
+		if not imported then failed(condition, text); end
+	end, report);
+end
+
+--- tokens that are not to be kept
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	local after;
+	-- The store may have some from before invite_token_at_rest = "digest". A batch at a time, for others wait meanwhile.
+	module:add_timer(0, function ()
+		local next_after, condition, text = handle:forget_tokens(after);
+		if condition then
+			failed(condition, text);
+			return 60;
+		end
+		after = next_after;
+		return after and 0.05 or nil;
+	end);
+end
+
 --- creating
 
 -- A username as it is stored and compared; nil if it can be nobody's.
@@ -263,16 +295,45 @@ local function prepped(username)
 	return node ~= "" and node or nil;
 end
 
--- Makes an invite without storing it: its table as it is to be stored, and its draft.
-local function prepare(request, additional_data)
-	if not request then return nil, additional_data; end
+-- Nothing was created, and the library says why.
+local function not_created(request, condition, text, limit)
+	if limit then
+		module:log("info", "%s was refused an invite, by %s", request.inviter.username, limit);
+		limits.tell(text);
+		return nil, condition;
+	end
+	limits.tell(condition);
+	return failed(condition, text);
+end
+
+-- Makes an invite without storing it: its table as it is to be stored, and its draft. Or nil, a condition and a text,
+-- followed by the limit that does not let its inviter make it, if it is that.
+local function draft_of(request, additional_data)
+	if not request.by_operator then
+		request.source = additional_data and additional_data.source;
+		request.inviter = limits.inviter(handle:limited(request));
+	end
 	local invite, draft, text = handle:prepare(request);
-	if not invite then return failed(draft, text); end
+	if not invite then return nil, draft, text; end
 	-- As they were passed, whatever counts as true.
 	invite.allow_registration = request.allow_registration;
 	invite.reusable = request.reusable;
 	invite.additional_data = additional_data;
 
+	local is_allowed, condition, why_not, limit = handle:may_save(invite, draft);
+	if not is_allowed then return nil, condition, why_not, limit; end
+	return invite, draft;
+end
+
+-- The same for an invite that is going to be stored.
+local function prepare(request, additional_data)
+	if not request then
+		limits.tell(additional_data);
+		return nil, additional_data;
+	end
+	request.by_operator = request.by_operator or is_prosodyctl;
+	local invite, draft, text, limit = draft_of(request, additional_data);
+	if not invite then return not_created(request, draft, text, limit); end
 	-- Before it is stored: handlers add to it.
 	module:fire_event("invite-created", invite);
 	return invite, draft;
@@ -281,8 +342,8 @@ end
 local function create(request, additional_data)
 	local invite, draft = prepare(request, additional_data);
 	if not invite then return nil, draft; end
-	local restored, superseded, summary = handle:save(invite, draft);
-	if not restored then return failed(superseded, summary); end
+	local restored, superseded, summary, limit = handle:save(invite, draft);
+	if not restored then return not_created(request, superseded, summary, limit); end
 	for _, older in ipairs(superseded) do
 		module:fire_event("invite-revoked", older);
 	end
@@ -305,7 +366,8 @@ local function account_request(account_username, additional_data, ttl)
 		account = username and compat.account_state(username);
 		is_reset = additional_data and additional_data.allow_reset;
 		allow_registration = true;
-		ttl = ttl or default_ttl;
+		ttl = ttl;
+		default_ttl = default_ttl;
 	}, additional_data;
 end
 
@@ -327,7 +389,8 @@ local function contact_request(username, allow_registration, additional_data, tt
 		type = "roster";
 		username = inviter;
 		allow_registration = allow_registration;
-		ttl = ttl or default_ttl;
+		ttl = ttl;
+		default_ttl = default_ttl;
 	}, additional_data;
 end
 
@@ -361,7 +424,8 @@ function create_group(group_ids, additional_data, ttl)
 		type = "register";
 		allow_registration = true;
 		reusable = not not ttl;
-		ttl = ttl or default_ttl;
+		ttl = ttl;
+		default_ttl = default_ttl;
 	}, merged_additional_data);
 end
 
@@ -379,6 +443,7 @@ local function any_request(wanted)
 		error("an invite of kind "..tostring(wanted.kind).." cannot be asked for", 0);
 	end
 	if not request then return nil, data; end
+	request.by_operator = wanted.by_operator;
 	if wanted.max_uses == math.huge then
 		request.reusable = true;
 	else
@@ -387,16 +452,19 @@ local function any_request(wanted)
 	return request, data;
 end
 
--- Creates an invite from { kind, username, allow_registration, additional_data, ttl, max_uses }: of kind "account" (the
--- default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires.
+-- Creates an invite from { kind, username, allow_registration, additional_data, ttl, max_uses, by_operator }: of kind
+-- "account" (the default), "contact" or "reset"; max_uses is a number, or math.huge for no limit until it expires;
+-- nobody's limits apply to what an operator makes.
 function create_invite(wanted)
 	return create(any_request(wanted));
 end
 
 -- Creates many invites that are alike, in a few transactions: a list of them. Handlers see all before any is stored.
+-- Only an operator does that: nobody's limits apply.
 function create_invites(wanted, number)
 	local request, additional_data = any_request(wanted);
 	if not request then return nil, additional_data; end
+	request.by_operator = true;
 	if request.type == "register" and request.username then
 		error("only one invite at a time can be bound to a username", 0);
 	end
@@ -412,6 +480,27 @@ function create_invites(wanted, number)
 		module:fire_event("invite-stored", summary);
 	end
 	return invites;
+end
+
+-- Whether a local user may create an invite of a kind ("contact", "account-and-contact", "account" or "group") now:
+-- true, or nil, a condition, and where it is a limit the sentence for the user and which limit it is. Changes nothing.
+function may_invite(username, kind)
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	if compat.account_state(inviter) == "missing" then return nil, "item-not-found"; end
+	local is_contact = kind == "contact" or kind == "account-and-contact";
+	local invite, condition, text, limit = draft_of({
+		type = is_contact and "roster" or "register";
+		username = is_contact and inviter or nil;
+		allow_registration = kind ~= "contact";
+		default_ttl = default_ttl;
+	}, {
+		source = inviter.."@"..module.host;
+		groups = kind == "group" and { "" } or nil;
+	});
+	if invite then return true; end
+	if limit then return nil, condition, text, limit; end
+	return failed(condition, text);
 end
 
 --- looking at invites
@@ -506,6 +595,20 @@ function revoke(named, reason, by)
 	return revoke_key(key, reason, by);
 end
 
+-- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch, all at once: how
+-- many those were.
+function revoke_inviter(username, is_branch, reason, by)
+	if not import_bundled() then return nil, "internal-server-error"; end
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	local revoked, condition, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
+	if not revoked then return failed(condition, text); end
+	for _, summary in ipairs(revoked) do
+		module:fire_event("invite-revoked", summary);
+	end
+	return #revoked;
+end
+
 -- Revokes an invite of any kind by its token. Also true if there is no such invite.
 function delete_account_invite(token)
 	if not import_bundled() then return nil, "internal-server-error"; end
@@ -562,6 +665,20 @@ function list(filter)
 	end;
 end
 
+-- Whom a local user brought, whom these brought, and so on: a list of { username, depth, inviter, joined_at, account },
+-- the user first and everybody before those whom they brought; `account` is "active", "disabled", "missing" or
+-- "unknown".
+function branch(username)
+	local inviter = prepped(username);
+	if not inviter then return nil, "jid-malformed"; end
+	local members, condition, text = handle:branch(inviter);
+	if not members then return failed(condition, text); end
+	for _, member in ipairs(members) do
+		member.account = compat.account_state(member.username);
+	end
+	return members;
+end
+
 -- Whether an invite would be accepted now, for registering this username if one is given: true, or nil, a condition and
 -- a sentence. Changes nothing.
 function why(named, username)
@@ -588,6 +705,16 @@ function stats_text(options)
 	return told(handle:stats_text(options));
 end
 
+function tree_text(username, options)
+	local members, condition = branch(username);
+	if not members then return nil, condition; end
+	local accounts = {};
+	for _, member in ipairs(members) do
+		accounts[member.username] = member.account;
+	end
+	return told(handle:tree_text(members[1].username, { json = options.json, accounts = accounts }));
+end
+
 function show_text(named, options)
 	return look_after("show_text", named, options);
 end
@@ -602,8 +729,12 @@ function export_to_bundled()
 	-- What was made there since is to stay.
 	if not import_bundled() then return nil, "internal-server-error"; end
 	if bundled.driver() == "memory" then return nil, "storage = \"memory\" keeps nothing for another process"; end
-	local host_rows, user_rows, count = handle:bundled_rows();
+	local host_rows, user_rows, count, unknown = handle:bundled_rows();
 	if not host_rows then return failed(user_rows, count); end
+	if unknown > 0 then
+		return nil, ("%d pending invites are kept without their tokens (invite_token_at_rest = \"digest\"), "
+			.."and that module knows them by nothing else"):format(unknown);
+	end
 	local written, err = bundled.replace(module.host, host_rows, user_rows);
 	if not written then return nil, err; end
 	return count;
@@ -681,6 +812,10 @@ end
 if module.host ~= "*" and not problem then
 	redemption.hook(handle, validate, report, metrics.refused);
 	metrics.hook(handle);
+end
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	limits.hook();
 end
 
 --- expiry and history

@@ -69,6 +69,7 @@ local REFUSALS = {
 -- Why nothing was done with an invite, in words.
 local INVITE_REFUSALS = {
 	["token-invalid"] = "there is no such invite: %s";
+	["jid-malformed"] = "%s is not a possible username";
 	["id-ambiguous"] = "several invites have an id that begins with %s: write more of it";
 };
 
@@ -230,8 +231,41 @@ local function changing(state, change)
 	end);
 end
 
-commands.revoke = changing("revoked", function (options, invites)
+local revoke_one = changing("revoked", function (options, invites)
 	return invites.revoke(options.invite, options.why, operator());
+end);
+
+local revoke_inviter = of_host(function (options, invites, native)
+	local revoked, condition = invites.revoke_inviter(options.inviter, options.branch, options.why, operator());
+	if not revoked then return refuse(condition, options.inviter); end
+	if options.json then
+		prosodyctl.print(native.json({ revoked = revoked }));
+	else
+		prosodyctl.print(("%d open invites of %s@%s%s were revoked"):format(revoked, options.inviter, options.host,
+			options.branch and " and the user's branch" or ""));
+	end
+	return 0;
+end);
+
+function commands.revoke(options, native)
+	return (options.inviter and revoke_inviter or revoke_one)(options, native);
+end
+
+commands.tree = of_host(function (options, invites)
+	if options.accounts then
+		local members, condition = invites.branch(options.username);
+		if not members then return refuse(condition, options.username); end
+		for _, member in ipairs(members) do
+			if member.account ~= "missing" then
+				prosodyctl.print(member.username.."@"..options.host);
+			end
+		end
+		return 0;
+	end
+	local text, condition = invites.tree_text(options.username, options);
+	if not text then return refuse(condition, options.username); end
+	sink.stdout(text);
+	return 0;
 end);
 
 commands.pause = changing("paused", function (options, invites)
@@ -246,7 +280,26 @@ commands.extend = changing(nil, function (options, invites)
 	return invites.extend(options.invite, options.expires_after);
 end);
 
-commands.why = of_host(function (options, invites, native)
+local why_inviter = of_host(function (options, invites, native)
+	local is_allowed, condition, text, limit = invites.may_invite(options.inviter, options.kind or "contact");
+	if not is_allowed and not limit then
+		local refusal = REFUSALS[condition];
+		if refusal then prosodyctl.complain(refusal:format(options.inviter.."@"..options.host)); end
+		return condition == "jid-malformed" and 2 or 1;
+	end
+	if options.json then
+		prosodyctl.print(native.json({
+			inviter = options.inviter, allowed = is_allowed or false, condition = condition, text = text, limit = limit;
+		}));
+	elseif is_allowed then
+		prosodyctl.print("allowed");
+	else
+		prosodyctl.print(("refused (%s): %s [%s]"):format(condition, text, limit));
+	end
+	return is_allowed and 0 or 1;
+end);
+
+local why_one = of_host(function (options, invites, native)
 	local invite, condition = invites.show(options.invite);
 	if not invite then return refuse(condition, options.invite); end
 	local is_accepted, why_not, text = invites.why(options.invite, options.username);
@@ -265,6 +318,10 @@ commands.why = of_host(function (options, invites, native)
 	end
 	return is_accepted and 0 or 1;
 end);
+
+function commands.why(options, native)
+	return (options.inviter and why_inviter or why_one)(options, native);
+end
 
 commands.stats = of_host(function (options, invites)
 	local text, condition = invites.stats_text(options);

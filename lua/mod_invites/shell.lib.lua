@@ -141,7 +141,10 @@ function shell.commands(invites, duration, has_groups)
 				if not username then return nil, NO_USERNAME; end
 				local ttl, err = get_ttl(opts);
 				if err then return nil, err; end
-				local invite, condition = invites.create_contact(username, opts.allow_registration, nil, ttl);
+				local invite, condition = invites.create_invite({
+					kind = "contact", username = username, allow_registration = opts.allow_registration, ttl = ttl;
+					by_operator = true;
+				});
 				if not invite then return fail(condition); end
 				return true, link_of(invite);
 			end;

@@ -254,7 +254,7 @@ class Stream:
 
     async def iq(self, type: str, payload: ET.Element, to: str | None = None) -> ET.Element:
         """Send an IQ and return the result stanza's XML."""
-        request: Iq = self._client.make_iq(ito=to)
+        request: Iq = self._client.make_iq(id=self._client.new_id(), ito=to)
         request["type"] = type
         request.append(payload)
         try:

@@ -151,3 +151,32 @@ def test_memory_without_a_server_is_critical(make: Make) -> None:
     done = server.prosodyctl("mod_invites", "check", "example.com")
     assert done.returncode == 2
     assert "it does not run" in done.stderr
+
+
+def test_tokens_that_are_left_where_none_is_to_lie_are_warnings(make: Make) -> None:
+    server = make()
+    server.eval(CREATE)
+    server.eval('assert(module:open_store("invites_tracking"):set("romeo", { invite_id = "token" }));')
+    check(server, 0)
+    server.stop()
+    server.config += 'invite_token_at_rest = "digest";'
+    server.write_config()
+    left = [text for level, text in check(server, 1) if level == "warning"]
+    assert len(left) == 2
+    assert "tokens from before" in left[0] and "1 tokens lie in the plain in the store of mod_invites_tracking" in left[1]
+    server.modules += ("invites_tracking",)
+    server.write_config()
+    assert any("writes every token that is used" in text for _, text in check(server, 1))
+
+
+def test_a_host_that_keeps_no_token_is_ok(make: Make) -> None:
+    server = make(config='invite_token_at_rest = "digest"; invite_limits = { ["prosody:registered"] = { max_open = 1 } };')
+    server.eval(CREATE)
+    texts = [text for _, text in check(server, 0)]
+    assert "no token lies in the store" in texts
+    assert "nothing is left in the store of mod_invites_tracking" in texts
+
+
+def test_limits_that_make_no_sense_are_critical(make: Make) -> None:
+    server = make(start=False, config='invite_limits = { ["prosody:registered"] = { max_opne = 1 } };')
+    assert any('"max_opne", which is no limit' in text for level, text in check(server, 2) if level == "critical")

@@ -150,7 +150,7 @@ def test_what_names_no_single_invite_is_one_line_and_changes_nothing(make: Make)
         execute(
             server,
             "INSERT INTO invite SELECT host, ?, NULL, type, kind, username, allow_registration, created_at, expires, max_uses,"
-            " uses, paused, revoked_at, revoked_why, ended_at, fields, revoked_by FROM invite WHERE token = ?",
+            " uses, paused, revoked_at, revoked_why, ended_at, fields, revoked_by, inviter FROM invite WHERE token = ?",
             bytes([0xAB] * 31 + [number]), token,
         )
     for command, options in {"show": (), "revoke": (), "pause": (), "extend": ("--expires-after", "1d"), "why": ()}.items():

@@ -59,7 +59,7 @@ impl Bundled {
 	pub(super) fn rows(&self, lua: &Lua, invite: &Invite) -> LuaResult<Option<(Token, Rows)>> {
 		let Some(token) = &invite.token else { return Ok(None) };
 		let host = if invite.serves(Purpose::Account) {
-			Some(describe(lua, invite, token, &self.null)?)
+			Some(describe(lua, invite, Some(token), &self.null)?)
 		} else {
 			None
 		};

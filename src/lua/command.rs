@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStringExt;
 use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
 use super::set_some;
-use crate::cli::{self, Answer, Command, Destination, Generate, Limit, One, Picked, Ttl};
+use crate::cli::{self, Answer, Command, Destination, Generate, Limit, One, OneOrInviter, Picked, Ttl};
 use crate::duration::Seconds;
 use crate::invite::Kind;
 use crate::lifecycle::State;
@@ -44,7 +44,8 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		}
 		Ok(Command::Revoke(revoke)) => {
 			set_some(&table, "why", revoke.why)?;
-			one(&table, "revoke", revoke.one)?;
+			table.set("branch", revoke.branch)?;
+			one_or_inviter(&table, "revoke", revoke.which)?;
 		}
 		Ok(Command::Pause(pause)) => one(&table, "pause", pause)?,
 		Ok(Command::Resume(resume)) => one(&table, "resume", resume)?,
@@ -54,7 +55,15 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		}
 		Ok(Command::Why(why)) => {
 			set_some(&table, "username", why.username)?;
-			one(&table, "why", why.one)?;
+			set_some(&table, "kind", why.kind)?;
+			one_or_inviter(&table, "why", why.which)?;
+		}
+		Ok(Command::Tree(tree)) => {
+			table.set("name", "tree")?;
+			table.set("host", tree.host)?;
+			table.set("username", tree.username)?;
+			table.set("accounts", tree.accounts)?;
+			table.set("json", tree.output.json)?;
 		}
 		Ok(Command::Stats(stats)) => {
 			table.set("name", "stats")?;
@@ -136,6 +145,15 @@ fn one(table: &Table, name: &str, one: One) -> LuaResult<()> {
 	table.set("invite", one.invite)?;
 	table.set("json", one.output.json)?;
 	table.set("width", one.output.width())
+}
+
+fn one_or_inviter(table: &Table, name: &str, which: OneOrInviter) -> LuaResult<()> {
+	table.set("name", name)?;
+	table.set("host", which.host)?;
+	set_some(table, "invite", which.invite)?;
+	set_some(table, "inviter", which.inviter)?;
+	table.set("json", which.output.json)?;
+	table.set("width", which.output.width())
 }
 
 fn picked(lua: &Lua, table: &Table, picked: Picked, filter: Filter, part: Part) -> LuaResult<()> {

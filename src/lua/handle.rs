@@ -2,10 +2,13 @@
 //!
 //! | method | returns |
 //! | --- | --- |
-//! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl }` | invite table, draft; `account` is the state of the account of a register invite's username |
+//! | `limited { type, username, source }` | the username of the local user who invites, if anything limits anybody; `source` is `additional_data.source` |
+//! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl, default_ttl, inviter }` | invite table, draft; `account` is the state of the account of a register invite's username; `inviter` is `{ username, roles, account_created }` of whom `limited` named, `roles` a list of lists as of [`crate::policy::Inviter`] |
+//! | `counted_period()` | the seconds for which limits count invites that have ended |
+//! | `may_save(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
 //! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, summary; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
-//! | `bundled_rows()` | the same rows, of all invites that are good now, and how many invites that is |
+//! | `bundled_rows()` | the same rows, of all invites that are good now; how many invites that is, and of how many there is no token |
 //! | `export(pending, write)` | how many invites were written; `pending`: only those that are good now; `write(text)` is called for each piece |
 //! | `import { file, text, is_alone }` | `{ imported, known, remarks }`, or `{ wrong }`, a list of what is, and then nothing was written; reads the file of that name (`-`: stdin), else the text; `is_alone`: nobody waits meanwhile, and nobody looks on |
 //! | `check()` | list of `{ level, text }`: what there is to say of the storage |
@@ -21,6 +24,7 @@
 //! | `check_name(username)` | `true` if it may be registered without any invite |
 //! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
 //! | `retire_depending(username)`, `retire_resets(username)`, `end_expired()` | list of summaries |
+//! | `forget_tokens(after)` | what to pass as `after` to go on, or `nil` if the store has no token left that it is not to keep |
 //! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
 //!
 //! What else an operator does is in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
@@ -36,10 +40,11 @@ use mlua::{
 
 use super::bundled::Bundled;
 use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
-use super::{Failure, Outcome, is_truthy, operator, outcome, set_some, transfer};
+use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock;
 use crate::error::InviteError;
-use crate::invite::{Invite, Kind, Type};
+use crate::invite::{Invite, Kind, Type, local_user};
+use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Purpose};
 use crate::service::{Attempt, Invites, Request};
 use crate::store::Record;
@@ -56,6 +61,7 @@ const BATCH: u32 = 50;
 
 pub(super) struct Handle {
 	pub(super) invites: Invites,
+	policy: Policy,
 	pub(super) bundled: Bundled,
 }
 
@@ -63,10 +69,25 @@ pub(super) struct Handle {
 pub(super) struct Draft {
 	invite: Invite,
 	token: Token,
+	/// What limits its inviter.
+	allowance: Option<Allowance>,
 }
 
 /// An invite that an operator named. Only [`super::operator`] makes one: a public id by itself is no token anywhere.
-pub(super) struct Key(pub(super) Digest);
+pub(super) struct Key {
+	digest: Digest,
+	/// The token, if that is what it was named by.
+	token: Option<Token>,
+}
+
+impl Key {
+	pub(super) fn new(digest: Digest, named: &LuaString) -> Self {
+		let is_token = Digest::of(&named.as_bytes()) == digest;
+		let token =
+			named.to_str().ok().filter(|_| is_token).map(|token| Token::from_stored(token.to_owned()));
+		Self { digest, token }
+	}
+}
 
 /// Invites that are imported in one transaction: less than 20 ms in which others cannot write.
 pub(super) const IMPORT_BATCH: usize = 200;
@@ -81,8 +102,8 @@ impl UserData for Draft {}
 impl UserData for Key {}
 
 impl Handle {
-	pub(super) const fn new(invites: Invites, bundled: Bundled) -> Self {
-		Self { invites, bundled }
+	pub(super) const fn new(invites: Invites, policy: Policy, bundled: Bundled) -> Self {
+		Self { invites, policy, bundled }
 	}
 
 	fn prepare(&self, lua: &Lua, request: &Table) -> LuaResult<Result<(Table, Draft), Failure>> {
@@ -90,8 +111,16 @@ impl Handle {
 		let Some(invite_type) = Type::from_stored(&word) else {
 			return Ok(Err(Failure::Misuse(format!("{word:?} is no type of invite"))));
 		};
-		let ttl = match ttl(lua, &request.get("ttl")?)? {
-			Ok(ttl) => ttl,
+		let allowance = match request.get::<Option<Table>>("inviter")? {
+			Some(inviter) => self.policy.allowance(policy::inviter(&inviter)?),
+			None => None,
+		};
+		let (chosen, usual): (Value, Value) = (request.get("ttl")?, request.get("default_ttl")?);
+		let ttl = match ttl(lua, if chosen.is_nil() { &usual } else { &chosen })? {
+			Ok(usual) if chosen.is_nil() => {
+				allowance.as_ref().map_or(usual, |allowance| allowance.default_ttl(usual))
+			}
+			Ok(chosen) => chosen,
 			Err(failure) => return Ok(Err(failure)),
 		};
 		let account: Option<String> = request.get("account")?;
@@ -118,8 +147,8 @@ impl Handle {
 		};
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
-				let table = describe(lua, &invite, &token, &self.bundled.null)?;
-				Ok(Ok((table, Draft { invite, token })))
+				let table = describe(lua, &invite, Some(&token), &self.bundled.null)?;
+				Ok(Ok((table, Draft { invite, token, allowance })))
 			}
 			Err(error) => Ok(Err(error.into())),
 		}
@@ -130,10 +159,26 @@ impl Handle {
 			Ok(complete) => complete,
 			Err(failure) => return Ok(Err(failure)),
 		};
-		match self.summaries(lua, self.invites.save(&invite))? {
+		let saved = match &draft.allowance {
+			Some(allowance) => self.invites.save_within(&invite, allowance),
+			None => self.invites.save(&invite),
+		};
+		match self.summaries(lua, saved)? {
 			Ok(superseded) => Ok(Ok((restored, superseded, summary(lua, &invite, &self.bundled.null)?))),
 			Err(failure) => Ok(Err(failure)),
 		}
+	}
+
+	fn may_save(&self, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
+		let Some(allowance) = &draft.allowance else { return Ok(Ok(true)) };
+		Ok(match self.complete(table, draft)? {
+			Ok((invite, _)) => self
+				.invites
+				.check_limits(&invite, allowance, clock::now())
+				.map(|()| true)
+				.map_err(Failure::from),
+			Err(failure) => Err(failure),
+		})
 	}
 
 	/// The invite as its caller and handlers have left it, and the names of what they must not change and did.
@@ -151,6 +196,18 @@ impl Handle {
 			}
 			Err(failure) => Err(failure),
 		})
+	}
+
+	fn limited(&self, request: &Table) -> LuaResult<Option<String>> {
+		if self.policy.roles.is_empty() {
+			return Ok(None);
+		}
+		if request.get::<String>("type")? == Type::Roster.as_str() {
+			return request.get("username");
+		}
+		let source: Value = request.get("source")?;
+		let source = source.as_string().and_then(|source| source.to_str().ok());
+		Ok(source.and_then(|source| local_user(&source, self.invites.host()).map(str::to_owned)))
 	}
 
 	fn import_bundled(
@@ -179,16 +236,19 @@ impl Handle {
 		Ok(Ok(counts))
 	}
 
-	fn bundled_rows(&self, lua: &Lua) -> LuaResult<Result<(Table, Table, usize), Failure>> {
+	fn bundled_rows(&self, lua: &Lua) -> LuaResult<Result<(Table, Table, usize, usize), Failure>> {
 		let (host_rows, user_rows) = (lua.create_table()?, lua.create_table()?);
-		let (mut count, mut after) = (0, None);
+		let (mut count, mut unknown, mut after) = (0, 0, None);
 		loop {
 			let (page, next) = match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
 				Ok(page) => page,
 				Err(error) => return Ok(Err(error.into())),
 			};
 			for invite in &page {
-				let Some((token, rows)) = self.bundled.rows(lua, invite)? else { continue };
+				let Some((token, rows)) = self.bundled.rows(lua, invite)? else {
+					unknown += 1;
+					continue;
+				};
 				count += 1;
 				if let Some(row) = rows.host {
 					host_rows.raw_set(token.reveal(), row)?;
@@ -204,7 +264,7 @@ impl Handle {
 			}
 			after = next;
 			if after.is_none() {
-				return Ok(Ok((host_rows, user_rows, count)));
+				return Ok(Ok((host_rows, user_rows, count, unknown)));
 			}
 		}
 	}
@@ -229,14 +289,26 @@ impl Handle {
 	}
 
 	fn info(&self, lua: &Lua, kinds: &str, token: &Value) -> LuaResult<Result<Table, Failure>> {
-		let found = self.found(token, Purpose::Account).or_else(|error| match error {
-			InviteError::TokenInvalid if kinds == ALL_KINDS => self.found(token, Purpose::Contact),
-			error => Err(error),
-		});
+		let purposes: &[Purpose] =
+			if kinds == ALL_KINDS { &[Purpose::Account, Purpose::Contact] } else { &[Purpose::Account] };
+		let mut found = Err(InviteError::TokenInvalid);
+		for purpose in purposes {
+			found = self.found(token, *purpose).map(|(invite, token)| (invite, Some(token)));
+			if matches!(found, Err(InviteError::TokenInvalid)) {
+				found = self.found_by_id(token, *purpose).map(|invite| (invite, None));
+			}
+			if !matches!(found, Err(InviteError::TokenInvalid)) {
+				break;
+			}
+		}
 		match found {
-			Ok((invite, token)) => describe(lua, &invite, &token, &self.bundled.null).map(Ok),
+			Ok((invite, token)) => describe(lua, &invite, token.as_ref(), &self.bundled.null).map(Ok),
 			Err(error) => Ok(Err(error.into())),
 		}
+	}
+
+	fn found_by_id(&self, id: &Value, purpose: Purpose) -> Result<Invite, InviteError> {
+		self.invites.get_by_id(&presented(id)?.as_bytes(), purpose, clock::now())
 	}
 
 	fn found(&self, token: &Value, purpose: Purpose) -> Result<(Invite, Token), InviteError> {
@@ -348,13 +420,38 @@ impl Handle {
 		let revoked = match digest(token) {
 			Err(InviteError::TokenInvalid) => Ok(None),
 			Err(error) => Err(error),
-			Ok(digest) => self.invites.revoke(&digest, why, by, clock::now()),
+			Ok(digest) => {
+				self.invites.revoke(&digest, why, by, clock::now()).and_then(|revoked| match revoked {
+					None => self.revoke_by_id(token, why, by),
+					revoked => Ok(revoked),
+				})
+			}
 		};
 		Ok(match revoked {
 			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(false)),
 			Err(error) => Err(error.into()),
 		})
+	}
+
+	fn revoke_by_id(
+		&self,
+		id: &Value,
+		why: Option<&str>,
+		by: Option<&str>,
+	) -> Result<Option<Invite>, InviteError> {
+		let Value::String(id) = id else { return Ok(None) };
+		match self.invites.identify(&id.as_bytes()) {
+			Ok(digest) => self.invites.revoke(&digest, why, by, clock::now()),
+			Err(InviteError::TokenInvalid) => Ok(None),
+			Err(error) => Err(error),
+		}
+	}
+
+	fn forget_tokens(&self, after: Option<&BString>) -> Result<Option<BString>, Failure> {
+		let after = after.map(page_end).transpose()?;
+		let next = self.invites.forget_tokens(after.as_ref(), BATCH)?;
+		Ok(next.map(|next| BString::from(next.as_bytes().as_slice())))
 	}
 
 	pub(super) fn summaries(
@@ -378,17 +475,16 @@ impl Handle {
 		kinds: &str,
 		after: Option<&BString>,
 	) -> LuaResult<Result<Page, Failure>> {
-		let after = match after.map(|after| <[u8; 32]>::try_from(after.as_slice())).transpose() {
-			Ok(after) => after.map(Digest::from_bytes),
-			Err(_) => return Ok(Err(Failure::Misuse("this is not where a page ends".to_owned()))),
+		let after = match after.map(page_end).transpose() {
+			Ok(after) => after,
+			Err(failure) => return Ok(Err(failure)),
 		};
 		match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
 			Ok((page, next)) => {
 				let tables = page
 					.iter()
 					.filter(|invite| kinds == ALL_KINDS || invite.serves(Purpose::Account))
-					.filter_map(|invite| Some((invite, invite.token.as_ref()?)))
-					.map(|(invite, token)| describe(lua, invite, token, &self.bundled.null))
+					.map(|invite| describe(lua, invite, invite.token.as_ref(), &self.bundled.null))
 					.collect::<LuaResult<Vec<_>>>()?;
 				Ok(Ok((tables, next.map(|next| BString::from(next.as_bytes().as_slice())))))
 			}
@@ -410,9 +506,29 @@ pub(super) fn digest(token: &Value) -> Result<Digest, InviteError> {
 	if let Value::UserData(key) = token
 		&& let Ok(key) = key.borrow::<Key>()
 	{
-		return Ok(key.0);
+		return Ok(key.digest);
 	}
 	Ok(Digest::of(&presented(token)?.as_bytes()))
+}
+
+/// An open invite with the token that it was named by, which the store may not have.
+pub(super) fn with_token(mut invite: Invite, named: &Value) -> Invite {
+	if invite.ended_at.is_none()
+		&& let Value::UserData(key) = named
+		&& let Ok(key) = key.borrow::<Key>()
+		&& let Some(token) = &key.token
+	{
+		invite.fields = invite.fields_with(token);
+		invite.token = Some(token.clone());
+	}
+	invite
+}
+
+/// Where a page ended, as it was told to the caller.
+fn page_end(bytes: &BString) -> Result<Digest, Failure> {
+	<[u8; 32]>::try_from(bytes.as_slice())
+		.map(Digest::from_bytes)
+		.map_err(|_| Failure::Misuse("this is not where a page ends".to_owned()))
 }
 
 fn nonce(bytes: &BString) -> Result<Nonce, Failure> {
@@ -446,6 +562,11 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
 		operator::add_methods(methods);
+		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
+		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
+		methods.add_method("may_save", |_, this, (table, draft): (Table, UserDataRef<Draft>)| {
+			outcome(this.may_save(&table, &draft))
+		});
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
 		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
 			outcome(this.save(lua, &table, &draft))
@@ -509,6 +630,9 @@ impl UserData for Handle {
 		});
 		methods.add_method("end_expired", |lua, this, ()| {
 			outcome(this.summaries(lua, this.invites.end_expired(BATCH, clock::now())))
+		});
+		methods.add_method("forget_tokens", |_, this, after: Option<BString>| {
+			Ok(Outcome(this.forget_tokens(after.as_ref())))
 		});
 		methods.add_method("pending_invites", |lua, this, (kinds, after): (String, Option<BString>)| {
 			outcome(this.pending_invites(lua, &kinds, after.as_ref()))

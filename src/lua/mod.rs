@@ -23,6 +23,7 @@ mod command;
 mod conformance;
 mod handle;
 mod operator;
+mod policy;
 mod postgresql;
 mod progress;
 mod prosody;
@@ -39,7 +40,7 @@ use std::time::Duration;
 use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as LuaResult, Table, Value};
 
 use crate::error::InviteError;
-use crate::service::Invites;
+use crate::service::{AtRest, Invites};
 use crate::store::InviteStore;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
@@ -67,7 +68,8 @@ impl From<InviteError> for Failure {
 }
 
 /// Returned to Lua as the value, or as `nil, condition, text`, followed by the claims to be settled if the condition is
-/// `"claims-stale"`, and by the summary of the invite if it was revoked just now.
+/// `"claims-stale"`, by the limit that was reached if it is `"policy-violation"`, and by the summary of the invite if it was
+/// revoked just now.
 struct Outcome<T>(Result<T, Failure>);
 
 impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
@@ -80,6 +82,7 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 					InviteError::AccountGone(Some(invite)) => {
 						Value::Table(table::summary(lua, invite, &Null::new(None))?)
 					}
+					InviteError::LimitReached(reached) => reached.limit().into_lua(lua)?,
 					_ => Value::Nil,
 				};
 				(Value::Nil, error.condition(), error.to_string(), more).into_lua_multi(lua)
@@ -94,10 +97,13 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 	result.map(Outcome)
 }
 
-/// `open { host, storage, path, lock_wait_ms, postgresql, deadline, bundled, null, nodeprep }`: `storage` is `"sqlite"`
-/// (with `path`, the database file, and `lock_wait_ms`, how long to wait for another process), `"postgresql"` (with
-/// `postgresql`, a URL or nil, and `deadline`, the seconds that a call may take), `"prosody"` (with `bundled`, the functions
-/// of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`; `null` is `util.json.null`, `nodeprep` that of `util.encodings`.
+/// `open { host, storage, path, lock_wait_ms, postgresql, deadline, bundled, token_at_rest, limits, allows_unknown_age, null,
+/// nodeprep }`: `storage` is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another
+/// process), `"postgresql"` (with `postgresql`, a URL or nil, and `deadline`, the seconds that a call may take), `"prosody"`
+/// (with `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`;
+/// `token_at_rest` is `"plain"` or `"digest"`; `limits` is the option `invite_limits` (see [`policy`]), and
+/// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
+/// `util.encodings`.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
@@ -135,7 +141,30 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 			))));
 		}
 	};
-	Ok(Ok(Handle::new(Invites::new(host, store), bundled)))
+	let at_rest = match options.get::<Option<String>>("token_at_rest")?.as_deref() {
+		None | Some("plain") => AtRest::Plain,
+		Some("digest") if store.carries().digests => AtRest::Digest,
+		Some("digest") => {
+			return Ok(Err(Failure::Misuse(format!(
+				"invite_token_at_rest = \"digest\" does not go with invite_storage = {storage:?}, which knows invites by their tokens alone: change one of the two"
+			))));
+		}
+		Some(other) => {
+			return Ok(Err(Failure::Misuse(format!(
+				"invite_token_at_rest = {other:?} is unknown: use \"plain\" or \"digest\""
+			))));
+		}
+	};
+	let policy = match policy::read(&options.get("limits")?, &options.get("allows_unknown_age")?) {
+		Ok(policy) => policy,
+		Err(problem) => return Ok(Err(Failure::Misuse(problem))),
+	};
+	if policy.counted_period() > 0 && !store.carries().history {
+		return Ok(Err(Failure::Misuse(format!(
+			"invite_limits with max_created counts invites that have ended, and invite_storage = {storage:?} keeps none: leave max_created out"
+		))));
+	}
+	Ok(Ok(Handle::new(Invites::new(host, store).keeping(at_rest), policy, bundled)))
 }
 
 fn parse_duration(text: &LuaString) -> Result<i64, Failure> {

@@ -14,22 +14,29 @@
 //! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
 //! | `purge(age)` | how many invites were removed, and whether there may be more |
 //! | `why { token, purpose, invitee, depends_on }` | `true` if the attempt would succeed; nothing is changed |
+//! | `revoke_inviter(username, is_branch, why, by)` | list of summaries |
+//! | `branch(username)` | list of `{ username, depth, inviter, joined_at }`, the user first and after everybody those whom they brought |
+//! | `tree_text(username, { json, accounts })` | lines; `accounts` is the state of each account of the branch, by username |
+//! | `import_lineage(entries)` | how many were new; an entry is `{ username, source, token, joined_at }`, and counts if the source is a local user |
 //! | `count_open(after)` | how many invites have not ended in the next piece of them, and `after` as above |
 //!
 //! A `filter` is `{ part, state, kind, inviter, text }`; without a `part` (`"open"` or `"history"`) it follows from
 //! the state. A page is one piece of the store, so it may hold fewer invites than there are to come, or none.
 
+use std::collections::HashMap;
+
 use mlua::{BString, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
 
-use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl};
+use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
-use super::{Failure, Outcome, outcome};
+use super::{Failure, Outcome, outcome, set_some};
 use crate::clock::{self, Timestamp};
 use crate::error::InviteError;
-use crate::invite::{Invite, Kind};
+use crate::invite::{Invite, Kind, local_user};
 use crate::lifecycle::State;
+use crate::lineage::{Member, Place};
 use crate::listing::{Filter, Part, Position};
-use crate::render::{self, Detail, Listing};
+use crate::render::{self, Branch, Detail, Listing};
 use crate::stats::Stats;
 use crate::token::Digest;
 
@@ -64,7 +71,7 @@ impl Handle {
 	fn resolve(&self, named: &Value) -> Result<Key, Failure> {
 		match named {
 			Value::Nil | Value::Boolean(false) => Err(InviteError::NoToken.into()),
-			Value::String(named) => Ok(Key(self.invites.resolve(&named.as_bytes())?)),
+			Value::String(named) => Ok(Key::new(self.invites.resolve(&named.as_bytes())?, named)),
 			_ => Err(InviteError::TokenInvalid.into()),
 		}
 	}
@@ -111,7 +118,7 @@ impl Handle {
 		let now = clock::now();
 		let shown = || -> Result<_, Failure> {
 			let digest = digest(token)?;
-			let invite = self.invites.find(&digest)?;
+			let invite = with_token(self.invites.find(&digest)?, token);
 			let used = self.invites.redemptions(&digest)?;
 			let detail = Detail { show_token, redemptions: Some(&used) };
 			let text = if is_json {
@@ -222,6 +229,68 @@ impl Handle {
 		}
 	}
 
+	fn branch(&self, lua: &Lua, username: &str) -> LuaResult<Result<Vec<Table>, Failure>> {
+		let places = match self.invites.branch(username) {
+			Ok(places) => places,
+			Err(error) => return Ok(Err(error.into())),
+		};
+		let describe = |place: Place| {
+			let table = lua.create_table()?;
+			table.raw_set("username", place.username)?;
+			table.raw_set("depth", place.depth)?;
+			if let Some(member) = place.brought {
+				table.raw_set("inviter", member.inviter)?;
+				set_some(&table, "joined_at", member.joined_at)?;
+			}
+			Ok(table)
+		};
+		places.into_iter().map(describe).collect::<LuaResult<_>>().map(Ok)
+	}
+
+	fn tree_text(&self, username: &str, options: &Table) -> LuaResult<Result<BString, Failure>> {
+		let is_json: bool = options.get("json")?;
+		let accounts: HashMap<String, String> = options.get("accounts")?;
+		let now = clock::now();
+		let lines = || -> Result<String, Failure> {
+			let mut lines = String::new();
+			for place in self.invites.branch(username)? {
+				let invites = self.invites.made_by(&place.username)?;
+				let account = accounts.get(&place.username).map_or("unknown", String::as_str);
+				let branch = Branch { host: self.invites.host(), place: &place, account, invites: &invites };
+				lines += &if is_json { as_line(branch.json(now))? } else { branch.text(now) };
+			}
+			Ok(lines)
+		};
+		Ok(lines().map(BString::from))
+	}
+
+	fn import_lineage(&self, entries: &Table) -> LuaResult<Result<usize, Failure>> {
+		let mut members = Vec::new();
+		for entry in entries.sequence_values::<Table>() {
+			let entry = entry?;
+			let (source, token): (BString, BString) = (entry.get("source")?, entry.get("token")?);
+			if let Some(inviter) = local_user(&source.to_string(), self.invites.host()) {
+				members.push(Member {
+					username: entry.get("username")?,
+					inviter: inviter.to_owned(),
+					digest: Digest::of(&token),
+					joined_at: entry.get("joined_at")?,
+				});
+			}
+		}
+		if !self.invites.carries().history {
+			return Ok(Ok(0));
+		}
+		let mut imported = 0;
+		for batch in members.chunks(IMPORT_BATCH) {
+			match self.invites.import_lineage(batch) {
+				Ok(new) => imported += new,
+				Err(error) => return Ok(Err(error.into())),
+			}
+		}
+		Ok(Ok(imported))
+	}
+
 	fn why(&self, attempt: &Table) -> LuaResult<Result<bool, Failure>> {
 		Ok(self.attempt(attempt)?.and_then(|attempt| {
 			self.invites.why(attempt, clock::now())?;
@@ -320,6 +389,24 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	});
 	methods.add_method("purge", |_, this, age: i64| Ok(Outcome(this.purge(age))));
 	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
+	methods.add_method(
+		"revoke_inviter",
+		|lua, this, (username, is_branch, why, by): (String, bool, Option<String>, Option<String>)| {
+			let revoked = this.invites.revoke_inviter(
+				&username,
+				is_branch,
+				why.as_deref(),
+				by.as_deref(),
+				clock::now(),
+			);
+			outcome(this.summaries(lua, revoked))
+		},
+	);
+	methods.add_method("branch", |lua, this, username: String| outcome(this.branch(lua, &username)));
+	methods.add_method("tree_text", |_, this, (username, options): (String, Table)| {
+		outcome(this.tree_text(&username, &options))
+	});
+	methods.add_method("import_lineage", |_, this, entries: Table| outcome(this.import_lineage(&entries)));
 	methods.add_method("count_open", |_, this, after: Option<BString>| {
 		Ok(Outcome(this.count_open(after.as_ref())))
 	});

@@ -187,7 +187,7 @@ impl HostStorage {
 
 impl Backing for HostStorage {
 	fn carries(&self) -> Carries {
-		Carries { history: false, pause: false, several_uses: false, contact_details: false }
+		Carries { history: false, pause: false, several_uses: false, contact_details: false, digests: false }
 	}
 
 	fn load(&self, host: &str) -> Result<Vec<Invite>, StoreError> {

@@ -11,20 +11,28 @@ use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::Token;
 use crate::value::Value as Stored;
 
-/// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it.
-pub(super) fn describe(lua: &Lua, invite: &Invite, token: &Token, null: &Null) -> LuaResult<Table> {
+/// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it. Without a token the public
+/// id stands in its place, and there are no links.
+pub(super) fn describe(lua: &Lua, invite: &Invite, token: Option<&Token>, null: &Null) -> LuaResult<Table> {
 	let table = lua.create_table_with_capacity(0, 7 + invite.fields.entries().len())?;
 	table.raw_set("type", invite.invite_type.as_str())?;
 	table.raw_set("jid", invite.jid())?;
-	table.raw_set("token", token.reveal())?;
-	table.raw_set("uri", invite.uri(token))?;
 	table.raw_set("created_at", invite.created_at)?;
 	table.raw_set("expires", expires(invite))?;
 	set_some(&table, "allow_registration", invite.allow_registration.then_some(true))?;
 	set_some(&table, "reusable", invite.max_uses.is_none().then_some(true))?;
 	set_some(&table, "max_uses", invite.max_uses.filter(|max_uses| *max_uses > 1))?;
 	set_some(&table, "uses", Some(invite.uses).filter(|uses| *uses > 0))?;
-	write_entries(lua, &invite.fields, null, &table)?;
+	if let Some(token) = token {
+		table.raw_set("token", token.reveal())?;
+		table.raw_set("uri", invite.uri(token))?;
+		write_entries(lua, &invite.fields_with(token), null, &table)?;
+	} else {
+		write_entries(lua, &invite.fields, null, &table)?;
+		table.raw_set("token", invite.digest.id().to_string())?;
+		table.raw_set("uri", Value::Nil)?;
+		table.raw_set("landing_page", Value::Nil)?;
+	}
 	Ok(table)
 }
 
@@ -47,7 +55,8 @@ pub(super) fn validated(
 		(Purpose::Account, Type::Register) => table.raw_set("jid", invite.jid())?,
 		(Purpose::Contact, _) => (),
 	}
-	let field = |name| invite.fields.get(name).map(|value| write(lua, value, null)).transpose();
+	let fields = invite.fields_with(token);
+	let field = |name| fields.get(name).map(|value| write(lua, value, null)).transpose();
 	match field("uri")? {
 		Some(uri) => table.raw_set("uri", uri)?,
 		None => table.raw_set("uri", invite.uri(token))?,

@@ -13,7 +13,9 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::lineage::Member;
 use crate::listing::{Part, Position};
+use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -27,6 +29,9 @@ macro_rules! promises {
 			hosts_do_not_see_each_others_invites,
 			a_second_invite_with_the_same_token_is_refused_and_the_first_stays,
 			a_newer_bound_invite_revokes_the_older,
+			tokens_are_forgotten_page_by_page_and_links_with_them,
+			the_invites_of_an_inviter_are_counted,
+			an_inviter_makes_no_more_than_the_limit_lets,
 			an_import_keeps_what_is_new_and_wakes_nothing,
 			a_limit_is_reached_exactly,
 			without_a_limit_every_redemption_counts,
@@ -40,6 +45,9 @@ macro_rules! promises {
 			what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation,
 			retiring_takes_what_is_picked_of_one_user_alone,
 			a_pause_keeps_others_out_until_it_ends,
+			who_brought_an_account_is_known_and_the_last_registration_counts,
+			a_branch_is_revoked_at_once_and_nobody_elses_invites,
+			the_invites_of_an_inviter_are_found_whatever_became_of_them,
 			each_expired_invite_is_ended_once,
 			a_name_is_seen_as_reserved_and_as_claimed,
 			pages_follow_each_other_without_gap_or_repetition,
@@ -64,6 +72,7 @@ macro_rules! races {
 		$to! { $($given)*;
 			a_limit_is_reached_exactly_whatever_races,
 			a_name_is_claimed_once_whatever_races,
+			an_inviter_makes_no_more_than_the_limit_lets_whatever_races,
 		}
 	};
 }
@@ -182,7 +191,7 @@ pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &dyn InviteStore) {
 }
 
 pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn InviteStore) {
-	let Carries { history, pause, several_uses, contact_details } = store.carries();
+	let Carries { history, pause, several_uses, contact_details, digests } = store.carries();
 	let good = account("good");
 	let contact = Invite { allow_registration: false, ..sample("example.com", "contact") };
 	let variants = [
@@ -202,6 +211,7 @@ pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn Inv
 		(pause, Invite { paused: true, ..account("paused") }),
 		(several_uses, Invite { max_uses: Some(3), ..account("limit") }),
 		(contact_details, Invite { max_uses: None, ..contact }),
+		(digests, Invite { token: None, ..account("digest") }),
 	];
 	for (is_carried, invite) in variants {
 		let records = [Record::from(good.clone()), Record::from(invite.clone())];
@@ -261,6 +271,134 @@ pub(crate) fn a_newer_bound_invite_revokes_the_older(store: &dyn InviteStore) {
 	assert_eq!(found.is_some(), store.carries().history);
 	assert!(found.is_none_or(|found| (found.revoked_at, found.ended_at) == (Some(NOW + 1), Some(NOW + 1))));
 	assert_eq!(store.find(&newer.host, &newer.digest).unwrap(), Some(newer));
+}
+
+/// What lets somebody have so many open invites, and make so many in a minute.
+pub(crate) fn allowance(inviter: &str, max_open: u32, max_created: u32) -> Allowance {
+	let limits =
+		Limits { max_open: Some(max_open), max_created: Some(max_created), period: 60, ..Limits::default() };
+	let policy = Policy { roles: [("user".to_owned(), limits)].into(), allows_unknown_age: true };
+	let inviter =
+		Inviter { username: inviter.to_owned(), roles: vec![vec!["user".to_owned()]], account_created: None };
+	policy.allowance(inviter).unwrap()
+}
+
+/// An invite for an account, made by a local user.
+pub(crate) fn made_by(inviter: &str, token: &str) -> Invite {
+	let source = [(Value::text("source"), Value::text(&format!("{inviter}@example.com/balcony")))];
+	let fields = [(Value::text("additional_data"), Value::Table(source.into_iter().collect()))];
+	Invite { fields: fields.into_iter().collect(), ..account(token) }
+}
+
+pub(crate) fn tokens_are_forgotten_page_by_page_and_links_with_them(store: &dyn InviteStore) {
+	let linked = |token: &str| {
+		let fields = [(Value::text("landing_page"), Value::text(&format!("https://example.com/?{token}")))];
+		Invite { fields: fields.into_iter().collect(), ..account(token) }
+	};
+	for index in 0..5 {
+		store.create(&linked(&format!("token{index}"))).unwrap();
+	}
+	let elsewhere = Invite { host: "example.net".to_owned(), ..linked("token5") };
+	store.create(&elsewhere).unwrap();
+	if !store.carries().digests {
+		let refused = store.forget_tokens("example.com", None, 2);
+		assert!(matches!(refused, Err(StoreError::Unsupported { .. })), "{refused:?}");
+		return;
+	}
+	for _ in 0..2 {
+		let (mut after, mut pages) = (None, 1);
+		while let Some(next) = store.forget_tokens("example.com", after.as_ref(), 2).unwrap() {
+			(after, pages) = (Some(next), pages + 1);
+		}
+		assert_eq!(pages, 3);
+	}
+	for index in 0..5 {
+		let token = format!("token{index}");
+		let expected = Invite { token: None, fields: linked("(token)").fields, ..linked(&token) };
+		assert_eq!(store.find("example.com", &Digest::of(token.as_bytes())).unwrap(), Some(expected));
+	}
+	assert_eq!(store.find("example.net", &elsewhere.digest).unwrap(), Some(elsewhere));
+}
+
+pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn InviteStore) {
+	let contact = Invite {
+		username: Some("juliet".to_owned()),
+		created_at: NOW - 1,
+		..sample("example.com", "contact")
+	};
+	let expiring = Invite { expires: Some(NOW + 5), created_at: NOW - 2, ..made_by("juliet", "expiring") };
+	let [used, revoked] = [("used", 3), ("revoked", 4)]
+		.map(|(token, age)| Invite { created_at: NOW - age, ..made_by("juliet", token) });
+	let endless = Invite { expires: None, created_at: NOW - 5, ..made_by("juliet", "endless") };
+	let elsewhere = Invite { host: "example.net".to_owned(), ..contact.clone() };
+	let others = [made_by("romeo", "romeo"), account("nobody"), bound("bound", "juliet"), elsewhere];
+	for invite in [&contact, &expiring, &used, &revoked, &endless].into_iter().chain(&others) {
+		store.create(invite).unwrap();
+	}
+	assert!(redeem_once(store, &used));
+	store.revoke(&revoked.host, &revoked.digest, None, None, NOW).unwrap().unwrap();
+	let usage = |newest, now| store.usage("example.com", &allowance("juliet", 1, newest), now).unwrap();
+	assert_eq!([usage(1, NOW + 5).open, usage(1, NOW + 6).open], [3, 2]);
+	let all = if store.carries().history { [1, 2, 3, 4, 5].as_slice() } else { &[1, 2, 5] };
+	let made: Vec<_> = all.iter().map(|age| NOW - age).collect();
+	assert_eq!(usage(10, NOW).newest, made);
+	assert_eq!(usage(2, NOW).newest, made[..2]);
+	assert_eq!(store.usage("example.com", &allowance("nurse", 1, 1), NOW).unwrap(), Usage::default());
+}
+
+pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets(store: &dyn InviteStore) {
+	let make = |name: &str, token: &str, allowance: &Allowance| {
+		store.create_within(&made_by(name, token), allowance).unwrap().map_err(|reached| reached.reason)
+	};
+	let two = allowance("juliet", 2, 100);
+	for token in ["1", "2"] {
+		assert_eq!(make("juliet", token, &two), Ok(vec![]));
+	}
+	assert_eq!(make("juliet", "3", &two), Err(Reason::MaxOpen(2)));
+	assert_eq!(store.find("example.com", &Digest::of(b"3")).unwrap(), None);
+	assert_eq!(make("romeo", "4", &allowance("romeo", 2, 100)), Ok(vec![]));
+	store.revoke("example.com", &Digest::of(b"1"), None, None, NOW).unwrap().unwrap();
+	assert_eq!(make("juliet", "3", &two), Ok(vec![]));
+	if store.carries().history {
+		assert_eq!(make("juliet", "5", &allowance("juliet", 100, 3)), Err(Reason::MaxCreated(3, 60)));
+	}
+	let newer =
+		Invite { invite_type: Type::Register, username: Some("nurse".to_owned()), ..made_by("juliet", "6") };
+	let older = bound("7", "nurse");
+	store.create(&older).unwrap();
+	let superseded = store.create_within(&newer, &allowance("juliet", 100, 100)).unwrap().unwrap();
+	assert_eq!(superseded.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [older.digest]);
+	let again = store.create_within(&newer, &allowance("juliet", 100, 100));
+	assert!(matches!(again, Err(StoreError::Exists)), "{again:?}");
+}
+
+#[cfg(test)]
+pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets_whatever_races(store: &(impl InviteStore + Sync)) {
+	inviters_race(&[store, store]);
+}
+
+/// Eight threads, each with one of the stores, make invites for one inviter after the other.
+#[cfg(test)]
+pub(crate) fn inviters_race(stores: &[&(impl InviteStore + Sync)]) {
+	for round in 0..20 {
+		let inviter = format!("inviter{round}");
+		let allowance = allowance(&inviter, 10, 100);
+		let made = AtomicUsize::new(0);
+		std::thread::scope(|threads| {
+			for (thread, store) in (0..8).zip(stores.iter().cycle()) {
+				let (inviter, allowance, made) = (&inviter, &allowance, &made);
+				threads.spawn(move || {
+					for attempt in 0..5 {
+						let invite = made_by(inviter, &format!("{inviter} {thread} {attempt}"));
+						let is_made = store.create_within(&invite, allowance).unwrap().is_ok();
+						made.fetch_add(usize::from(is_made), Ordering::SeqCst);
+					}
+				});
+			}
+		});
+		assert_eq!(made.into_inner(), 10);
+		assert_eq!(stores[0].usage("example.com", &allowance, NOW).unwrap().open, 10);
+	}
 }
 
 pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &dyn InviteStore) {
@@ -493,6 +631,100 @@ pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &dyn Invite
 	let mut left = [mine[2].digest, others.digest];
 	left.sort();
 	assert_eq!(open, left);
+}
+
+/// Redeems an invite for an account with this name.
+fn register(store: &dyn InviteStore, invite: &Invite, username: &str, now: Timestamp) {
+	store.create(invite).unwrap();
+	store.redeem_at_once(&claim(invite, Purpose::Account, username, now), None, now).unwrap().unwrap();
+}
+
+pub(crate) fn who_brought_an_account_is_known_and_the_last_registration_counts(store: &dyn InviteStore) {
+	let (first, later) = (made_by("juliet", "first"), made_by("nurse", "later"));
+	let lineage = |username: &str| store.lineage("example.com", username).unwrap();
+	let names = |inviter: &str| -> Vec<String> {
+		let brought = store.brought_by("example.com", inviter).unwrap();
+		brought.into_iter().map(|member| member.username).collect()
+	};
+	register(store, &first, "romeo", NOW);
+	let tracked = |username: &str| Member {
+		username: username.to_owned(),
+		inviter: "tracked".to_owned(),
+		digest: Digest::of(b"elsewhere"),
+		joined_at: None,
+	};
+	let members = [tracked("romeo"), tracked("paris")];
+	if !store.carries().history {
+		assert!(is_refused(&store.import_lineage("example.com", &members)));
+		assert_eq!((lineage("romeo"), names("juliet")), (None, vec![]));
+		return;
+	}
+	let romeo = Member {
+		username: "romeo".to_owned(),
+		inviter: "juliet".to_owned(),
+		digest: first.digest,
+		joined_at: Some(NOW),
+	};
+	assert_eq!(lineage("romeo"), Some(romeo));
+	assert_eq!(store.import_lineage("example.com", &members).unwrap(), 1);
+	assert_eq!(store.import_lineage("example.com", &members).unwrap(), 0);
+	assert_eq!([names("juliet"), names("tracked")], [["romeo"], ["paris"]]);
+	store.purge("example.com", NOW + 1, 10).unwrap();
+	assert_eq!(names("juliet"), ["romeo"], "the invite is gone, who used it is known");
+	register(store, &later, "romeo", NOW + 1);
+	assert_eq!((names("juliet"), names("nurse")), (vec![], vec!["romeo".to_owned()]));
+	register(store, &account("nobody's"), "romeo", NOW + 2);
+	assert_eq!((lineage("romeo"), names("nurse")), (None, vec![]));
+	assert_eq!(store.lineage("example.net", "paris").unwrap(), None);
+}
+
+pub(crate) fn a_branch_is_revoked_at_once_and_nobody_elses_invites(store: &dyn InviteStore) {
+	register(store, &made_by("juliet", "1"), "romeo", NOW);
+	register(store, &made_by("romeo", "2"), "paris", NOW);
+	let open = [("juliet", "3"), ("romeo", "4"), ("paris", "5"), ("paris", "6"), ("nurse", "7")];
+	for (inviter, token) in open {
+		store.create(&made_by(inviter, token)).unwrap();
+	}
+	let elsewhere = Invite { host: "example.net".to_owned(), ..made_by("juliet", "8") };
+	store.create(&elsewhere).unwrap();
+	let retire = |is_branch| {
+		let retired =
+			store.retire_inviter("example.com", "juliet", is_branch, Some("spam"), Some("op"), NOW + 1);
+		let mut digests: Vec<_> = retired.unwrap().iter().map(|invite| invite.digest).collect();
+		digests.sort();
+		digests
+	};
+	let digests = |tokens: &[&str]| {
+		let mut digests: Vec<_> = tokens.iter().map(|token| Digest::of(token.as_bytes())).collect();
+		digests.sort();
+		digests
+	};
+	assert_eq!(retire(false), digests(&["3"]));
+	let branch: &[&str] = if store.carries().history { &["4", "5", "6"] } else { &[] };
+	assert_eq!(retire(true), digests(branch));
+	assert_eq!(retire(true), []);
+	if store.carries().history {
+		let found = store.find("example.com", &Digest::of(b"5")).unwrap().unwrap();
+		let revoked = (found.revoked_at, found.revoked_why.as_deref(), found.revoked_by.as_deref());
+		assert_eq!(revoked, (Some(NOW + 1), Some("spam"), Some("op")));
+		let open = store.open_invites("example.com", None, 10).unwrap();
+		assert_eq!(open.iter().map(|invite| invite.digest).collect::<Vec<_>>(), digests(&["7"]));
+	}
+	assert_eq!(store.open_invites("example.net", None, 10).unwrap().len(), 1);
+}
+
+pub(crate) fn the_invites_of_an_inviter_are_found_whatever_became_of_them(store: &dyn InviteStore) {
+	let made = |token: &str, created_at| Invite { created_at, ..made_by("juliet", token) };
+	let contact = Invite { username: Some("juliet".to_owned()), ..sample("example.com", "contact") };
+	register(store, &made("used", NOW + 1), "romeo", NOW);
+	store.create(&made("open", NOW + 2)).unwrap();
+	store.create(&contact).unwrap();
+	store.create(&made_by("nurse", "nurse")).unwrap();
+	let found = store.made_by("example.com", "juliet").unwrap();
+	let found: Vec<_> = found.iter().map(|invite| invite.digest).collect();
+	let tokens: &[&[u8]] =
+		if store.carries().history { &[b"contact", b"used", b"open"] } else { &[b"contact", b"open"] };
+	assert_eq!(found, tokens.iter().map(|token| Digest::of(token)).collect::<Vec<_>>());
 }
 
 pub(crate) fn a_pause_keeps_others_out_until_it_ends(store: &dyn InviteStore) {

@@ -11,7 +11,9 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::lineage::{Birth, Member, birth, branch};
 use crate::listing::{Part, Position};
+use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{
 	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
 };
@@ -91,6 +93,8 @@ pub struct Content {
 	invites: BTreeMap<InviteKey, Invite>,
 	claims: BTreeMap<ClaimKey, Claim>,
 	redemptions: Vec<(String, Digest, Redemption)>,
+	/// Who brought an account, by host and username.
+	lineage: BTreeMap<(String, String), Member>,
 	/// How to take the present call back, oldest step first.
 	undo: Vec<Undo>,
 }
@@ -101,6 +105,7 @@ enum Undo {
 	Claim(ClaimKey, Option<Claim>),
 	Redemption,
 	Redemptions(Vec<(String, Digest, Redemption)>),
+	Lineage((String, String), Option<Member>),
 }
 
 impl Default for MemoryStore {
@@ -182,6 +187,8 @@ impl Content {
 				Undo::Claim(key, Some(claim)) => drop(self.claims.insert(key, claim)),
 				Undo::Claim(key, None) => drop(self.claims.remove(&key)),
 				Undo::Redemption => drop(self.redemptions.pop()),
+				Undo::Lineage(key, Some(member)) => drop(self.lineage.insert(key, member)),
+				Undo::Lineage(key, None) => drop(self.lineage.remove(&key)),
 				Undo::Redemptions(removed) => self.redemptions.extend(removed),
 			}
 		}
@@ -213,7 +220,9 @@ impl Content {
 			let key = match step {
 				Undo::Invite(key, _) => key,
 				Undo::Claim(_, Some(claim)) => (claim.host, claim.digest),
-				Undo::Claim(_, None) | Undo::Redemption | Undo::Redemptions(_) => continue,
+				Undo::Claim(_, None) | Undo::Redemption | Undo::Redemptions(_) | Undo::Lineage(..) => {
+					continue;
+				}
 			};
 			let is_claimed =
 				|| self.claims.values().any(|claim| claim.host == key.0 && claim.digest == key.1);
@@ -251,6 +260,27 @@ impl Content {
 			}
 		}
 		retired
+	}
+
+	fn create(&mut self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
+		let superseded = self.retire(
+			&invite.host,
+			&|older| supersedes(invite, older),
+			super::SUPERSEDED,
+			invite.created_at,
+		);
+		if self.add(invite) { Ok(superseded) } else { Err(StoreError::Exists) }
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Usage {
+		let made = || {
+			self.of_host(host).filter(|invite| invite.local_inviter().as_ref() == Some(&allowance.inviter))
+		};
+		let open = made().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
+		let mut newest: Vec<Timestamp> = made().map(|invite| invite.created_at).collect();
+		newest.sort_unstable_by(|a, b| b.cmp(a));
+		newest.truncate(allowance.newest().try_into().unwrap_or(usize::MAX));
+		Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest }
 	}
 
 	/// An invite that is going to be changed.
@@ -372,7 +402,37 @@ impl Content {
 		self.undo.push(Undo::Redemption);
 		let invite = self.invite_mut(&claim.host, &claim.digest)?;
 		invite.add_use(now);
-		Some(invite.clone())
+		let invite = invite.clone();
+		match birth(&invite, claim.purpose, claim.invitee.as_deref(), now) {
+			Some(Birth::Brought(member)) => drop(self.keep_member(&claim.host, &member)),
+			Some(Birth::Alone(username)) => {
+				let key = (claim.host.clone(), username);
+				if let Some(member) = self.lineage.remove(&key) {
+					self.undo.push(Undo::Lineage(key, Some(member)));
+				}
+			}
+			None => (),
+		}
+		Some(invite)
+	}
+
+	/// Keeps who brought an account, if it replaces what is known; whether it did.
+	fn keep_member(&mut self, host: &str, member: &Member) -> bool {
+		let key = (host.to_owned(), member.username.clone());
+		let may = member.replaces(self.lineage.get(&key));
+		if may {
+			let before = self.lineage.insert(key.clone(), member.clone());
+			self.undo.push(Undo::Lineage(key, before));
+		}
+		may
+	}
+
+	fn brought_by(&self, host: &str, inviter: &str) -> Vec<Member> {
+		self.lineage
+			.iter()
+			.filter(|((of, _), member)| of == host && member.inviter == inviter)
+			.map(|(_, member)| member.clone())
+			.collect()
 	}
 
 	fn redemptions(&self, host: &str, digest: &Digest) -> Vec<Redemption> {
@@ -413,15 +473,26 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
 		self.carries().admit(&invite.clone().into())?;
+		self.change(&invite.host, |content| content.create(invite))
+	}
+
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
+		self.carries().admit(&invite.clone().into())?;
 		self.change(&invite.host, |content| {
-			let superseded = content.retire(
-				&invite.host,
-				&|older| supersedes(invite, older),
-				super::SUPERSEDED,
-				invite.created_at,
-			);
-			if content.add(invite) { Ok(superseded) } else { Err(StoreError::Exists) }
+			let usage = content.usage(&invite.host, allowance, invite.created_at);
+			match decide_creation(invite, allowance, &usage, invite.created_at) {
+				Ok(()) => content.create(invite).map(Ok),
+				Err(reached) => Ok(Err(reached)),
+			}
 		})
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
+		self.read(host, |content| content.usage(host, allowance, now))
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
@@ -443,6 +514,9 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 								redemption.clone(),
 							));
 							content.undo.push(Undo::Redemption);
+							if let Some(Birth::Brought(member)) = redemption.birth(invite) {
+								content.keep_member(&invite.host, &member);
+							}
 						}
 					}
 				}
@@ -461,6 +535,26 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 				invite,
 			};
 			page.into_iter().map(record).collect()
+		})
+	}
+
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError> {
+		if !self.carries().digests {
+			return Err(StoreError::Unsupported { what: "an invite without its token" });
+		}
+		self.change(host, |content| {
+			let page = content.page(host, after, limit, |_| true);
+			for invite in &page {
+				if let Some(invite) = content.invite_mut(host, &invite.digest) {
+					invite.forget_token();
+				}
+			}
+			Ok(super::last_of_full_page(&page, limit))
 		})
 	}
 
@@ -579,6 +673,68 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 	) -> Result<Vec<Invite>, StoreError> {
 		let of_user = |invite: &Invite| invite.username.as_deref() == Some(username) && which(invite);
 		self.change(host, |content| Ok(content.retire(host, &of_user, why, now)))
+	}
+
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.change(host, |content| {
+			let inviters: BTreeSet<String> = branch(inviter, |inviter| {
+				Ok::<_, StoreError>(if is_branch { content.brought_by(host, inviter) } else { Vec::new() })
+			})?
+			.into_iter()
+			.map(|place| place.username)
+			.collect();
+			let is_theirs = |invite: &Invite| {
+				invite.ended_at.is_none()
+					&& invite.local_inviter().is_some_and(|inviter| inviters.contains(&inviter))
+			};
+			let mut retired = Vec::new();
+			for digest in content.digests(host, is_theirs) {
+				if let Some(invite) = content.invite_mut(host, &digest)
+					&& invite.revoke(why, by, now)
+				{
+					retired.push(invite.clone());
+				}
+			}
+			Ok(retired)
+		})
+	}
+
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
+		self.read(host, |content| {
+			let is_theirs = |invite: &&Invite| invite.local_inviter().as_deref() == Some(inviter);
+			let mut made: Vec<Invite> = content.of_host(host).filter(is_theirs).cloned().collect();
+			made.sort_by_key(|invite| (invite.created_at, invite.digest));
+			made
+		})
+	}
+
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
+		let has_history = self.carries().history;
+		self.read(host, |content| if has_history { content.brought_by(host, inviter) } else { Vec::new() })
+	}
+
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
+		let has_history = self.carries().history;
+		self.read(host, |content| {
+			content.lineage.get(&(host.to_owned(), username.to_owned())).filter(|_| has_history).cloned()
+		})
+	}
+
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
+		if !self.carries().history {
+			return Err(StoreError::Unsupported { what: "who brought an account" });
+		}
+		self.change(host, |content| {
+			Ok(members.iter().filter(|member| content.keep_member(host, member)).count())
+		})
 	}
 
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {

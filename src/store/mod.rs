@@ -18,7 +18,9 @@ use thiserror::Error;
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::lineage::Member;
 use crate::listing::{Part, Position};
+use crate::policy::{Allowance, LimitReached, Usage};
 use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce};
 
@@ -56,11 +58,14 @@ pub struct Carries {
 	/// What was given with an invite that is for a contact alone. Without it, [`InviteStore::create`] keeps its end and no
 	/// more, as the bundled module does, whose callers always give something; an import is refused.
 	pub contact_details: bool,
+	/// Pending invites without their tokens.
+	pub digests: bool,
 }
 
 impl Carries {
 	/// Of a store that can keep everything.
-	pub const ALL: Self = Self { history: true, pause: true, several_uses: true, contact_details: true };
+	pub const ALL: Self =
+		Self { history: true, pause: true, several_uses: true, contact_details: true, digests: true };
 
 	/// Whether all of a record can be kept.
 	///
@@ -80,6 +85,8 @@ impl Carries {
 			"a limit of several uses"
 		} else if invite.max_uses.is_none() && !invite.allow_registration && !self.contact_details {
 			"an invite for any number of contacts"
+		} else if invite.token.is_none() && !has_history && !self.digests {
+			"an invite without its token"
 		} else {
 			return Ok(());
 		};
@@ -108,8 +115,8 @@ impl Carries {
 /// the machine, unless the store says in its own documentation that it is not durable. When it returns
 /// an error, nothing was changed, with one exception: an error after the commit was sent may leave it done.
 ///
-/// Where a rule is needed to decide, the store reads what the rule needs, asks [`crate::redemption`] or
-/// [`crate::lifecycle`], and acts on the answer, all in one transaction that no other can come between.
+/// Where a rule is needed to decide, the store reads what the rule needs, asks [`crate::redemption`],
+/// [`crate::policy`] or [`crate::lifecycle`], and acts on the answer, all in one transaction that no other can come between.
 pub trait InviteStore {
 	/// What it can keep, and what it refuses.
 	fn carries(&self) -> Carries;
@@ -121,8 +128,25 @@ pub trait InviteStore {
 	/// [`StoreError::Unsupported`] for what the store does not carry.
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError>;
 
-	/// Keeps those of the invites whose token the host does not know yet, with their uses, whatever became of the ones it
-	/// knows. How many those were.
+	/// The same for somebody whose limits [`decide_creation`](crate::policy::decide_creation) knows, if it lets the invite be
+	/// made. Made invites are counted up to the moment at which this one is.
+	///
+	/// # Errors
+	/// The inner one is the decision's; the outer one is the storage's, as of [`InviteStore::create`].
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError>;
+
+	/// What [`decide_creation`](crate::policy::decide_creation) needs to know of an inviter, for an invite that is not made.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError>;
+
+	/// Keeps those of the invites whose token the host does not know yet, with their uses and what these mean for
+	/// [lineage](crate::lineage::birth), whatever became of the ones it knows. How many those were.
 	///
 	/// # Errors
 	/// When the storage fails; [`StoreError::Unsupported`] if one of them is more than the store carries.
@@ -134,6 +158,18 @@ pub trait InviteStore {
 	/// # Errors
 	/// When the storage fails, or what it holds is damaged.
 	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError>;
+
+	/// Takes the secret out of those of up to `limit` invites that have one still: of those that follow `after`, in the order
+	/// of their digests, whatever became of them. Where to go on, unless those were the last.
+	///
+	/// # Errors
+	/// When the storage fails; [`StoreError::Unsupported`] where it keeps invites by nothing but their tokens.
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError>;
 
 	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
 	/// What is wrong is a finding, not an error. What it says of the clock comes from [`Finding::of_clock`].
@@ -157,7 +193,8 @@ pub trait InviteStore {
 		now: Timestamp,
 	) -> Result<Result<(), Refusal>, StoreError>;
 
-	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in.
+	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in. What the use means
+	/// for [lineage](crate::lineage::birth) is kept with it.
 	///
 	/// # Errors
 	/// When the storage fails. The claim then stands as it stood.
@@ -231,6 +268,48 @@ pub trait InviteStore {
 		why: &str,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError>;
+
+	/// Revokes the open invites of an inviter, and with `is_branch` of everybody in the inviter's
+	/// [branch](crate::lineage::branch).
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError>;
+
+	/// All invites of an inviter that are still known, whatever became of them, the oldest first (of two of one second, in
+	/// the order of their digests).
+	///
+	/// # Errors
+	/// When the storage fails, or what it holds is damaged.
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError>;
+
+	/// The accounts that somebody brought, in the order of their names. None where the store does not carry
+	/// [`Carries::history`].
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError>;
+
+	/// Who brought an account, if that is known.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError>;
+
+	/// Takes over what is known elsewhere, of accounts where it [replaces](Member::replaces) what the store knows. Of how many
+	/// it did.
+	///
+	/// # Errors
+	/// When the storage fails.
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError>;
 
 	/// Pauses or resumes an invite that has not ended; `false` if there is none that this changes.
 	///
@@ -306,6 +385,12 @@ pub trait InviteStore {
 	/// # Errors
 	/// When the storage fails.
 	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError>;
+}
+
+/// Where the next page begins, if there may be one: a page that is not full is the last.
+fn last_of_full_page(page: &[Invite], limit: u32) -> Option<Digest> {
+	let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
+	if is_last { None } else { page.last().map(|invite| invite.digest) }
 }
 
 /// Why a store could not do its work. The texts tell an operator what to do, and hold no token.

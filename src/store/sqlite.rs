@@ -31,13 +31,19 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::lineage::{Birth, Member, birth, branch};
 use crate::listing::{Part, Position};
+use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
-const MIGRATIONS: [&str; 2] = [include_str!("sqlite/1_invites.sql"), include_str!("sqlite/2_history.sql")];
+/// Public for the benchmark, which gives its bare SQLite the same.
+pub const MIGRATIONS: [&str; 2] = [
+	include_str!("sqlite/1_invites.sql"),
+	concat!(include_str!("sqlite/2_history.sql"), include_str!("sqlite/2_inviters.sql")),
+];
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("sqlite/connection.sql");
@@ -50,9 +56,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
-	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields) VALUES (:host, \
-	:digest, :token, :type, :kind, :username, :allow_registration, :created_at, :expires, :max_uses, :uses, :paused, \
-	:revoked_at, :revoked_why, :revoked_by, :ended_at, :fields)";
+	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields, inviter) \
+	VALUES (:host, :digest, :token, :type, :kind, :username, :allow_registration, :created_at, :expires, :max_uses, \
+	:uses, :paused, :revoked_at, :revoked_why, :revoked_by, :ended_at, :fields, :inviter)";
 
 static IMPORT: LazyLock<String> = LazyLock::new(|| format!("{CREATE} ON CONFLICT DO NOTHING"));
 
@@ -94,6 +100,27 @@ const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = :host AND d
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
+
+const OPEN_INVITES_OF_INVITER: &str =
+	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter AND ended_at IS NULL";
+
+const INVITES_OF_INVITER: &str =
+	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter ORDER BY created_at, digest";
+
+const BROUGHT_BY: &str = "SELECT * FROM lineage WHERE host = :host AND inviter = :inviter ORDER BY username";
+
+const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :username";
+
+const BROUGHT: &str = "INSERT OR REPLACE INTO lineage (host, username, inviter, digest, joined_at) \
+	VALUES (:host, :username, :inviter, :digest, :joined_at)";
+
+const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
+
+const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = :host AND inviter = :inviter \
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= :now)";
+
+const NEWEST_OF_INVITER: &str = "SELECT created_at FROM invite WHERE host = :host AND inviter = :inviter \
+	ORDER BY created_at DESC LIMIT :limit";
 
 const DUE: &str = "SELECT * FROM invite WHERE host = :host AND expires < :now AND ended_at IS NULL \
 	ORDER BY expires LIMIT :limit";
@@ -309,7 +336,11 @@ impl SqliteStore {
 		if journal_mode != "wal" {
 			return Err(Connecting::NoWal);
 		}
-		if !is_current(&connection)? {
+		// Seen in one moment: another process that migrates meanwhile would look like another program.
+		let moment = connection.unchecked_transaction()?;
+		let is_current = is_current(&moment)?;
+		drop(moment);
+		if !is_current {
 			migrate(&mut connection)?;
 		}
 		connection.busy_timeout(self.lock_wait)?;
@@ -583,6 +614,7 @@ fn insert(connection: &Connection, statement: &str, invite: &Invite) -> Result<b
 		":revoked_by": invite.revoked_by,
 		":ended_at": invite.ended_at,
 		":fields": encode_fields(invite)?,
+		":inviter": invite.local_inviter(),
 	})?;
 	Ok(inserted == 1)
 }
@@ -632,6 +664,34 @@ fn retire(
 		}
 	}
 	Ok(retired)
+}
+
+/// What [`InviteStore::create`] does.
+fn create(connection: &Connection, invite: &Invite) -> Result<Vec<Invite>, Trouble> {
+	let superseded = match &invite.username {
+		Some(username) => {
+			let which = |older: &Invite| supersedes(invite, older);
+			retire(connection, &invite.host, username, &which, super::SUPERSEDED, invite.created_at)?
+		}
+		None => Vec::new(),
+	};
+	insert(connection, CREATE, invite)?;
+	Ok(superseded)
+}
+
+fn usage(
+	connection: &Connection,
+	host: &str,
+	allowance: &Allowance,
+	now: Timestamp,
+) -> Result<Usage, Trouble> {
+	let inviter = &allowance.inviter;
+	let open = connection
+		.prepare_cached(OPEN_OF_INVITER)?
+		.query_row(named_params! { ":host": host, ":inviter": inviter, ":now": now }, |row| row.get(0))?;
+	let params = named_params! { ":host": host, ":inviter": inviter, ":limit": allowance.newest() };
+	let newest = all(connection, NEWEST_OF_INVITER, params, |row| Ok(row.get(0)?))?;
+	Ok(Usage { open, newest })
 }
 
 /// The claims for a username and whether an invite other than `except` reserves it.
@@ -724,9 +784,50 @@ fn count(
 	let Some(mut invite) = find(connection, &claim.host, &claim.digest)? else {
 		return Ok(None);
 	};
+	match birth(&invite, claim.purpose, claim.invitee.as_deref(), now) {
+		Some(Birth::Brought(member)) => drop(keep_member(connection, &claim.host, &member)?),
+		Some(Birth::Alone(username)) => {
+			let params = named_params! { ":host": claim.host, ":username": username };
+			connection.prepare_cached(ALONE)?.execute(params)?;
+		}
+		None => (),
+	}
 	invite.add_use(now);
 	update(connection, &invite)?;
 	Ok(Some(invite))
+}
+
+/// Keeps who brought an account, if it replaces what is known; whether it did.
+fn keep_member(connection: &Connection, host: &str, member: &Member) -> Result<bool, Trouble> {
+	let may = member.replaces(lineage(connection, host, &member.username)?.as_ref());
+	if may {
+		connection.prepare_cached(BROUGHT)?.execute(named_params! {
+			":host": host,
+			":username": member.username,
+			":inviter": member.inviter,
+			":digest": member.digest.as_bytes(),
+			":joined_at": member.joined_at,
+		})?;
+	}
+	Ok(may)
+}
+
+fn lineage(connection: &Connection, host: &str, username: &str) -> Result<Option<Member>, Trouble> {
+	let params = named_params! { ":host": host, ":username": username };
+	Ok(all(connection, LINEAGE, params, read_member)?.pop())
+}
+
+fn read_member(row: &Row<'_>) -> Result<Member, Trouble> {
+	Ok(Member {
+		username: row.get("username")?,
+		inviter: row.get("inviter")?,
+		digest: Digest::from_bytes(row.get("digest")?),
+		joined_at: row.get("joined_at")?,
+	})
+}
+
+fn brought_by(connection: &Connection, host: &str, inviter: &str) -> Result<Vec<Member>, Trouble> {
+	all(connection, BROUGHT_BY, named_params! { ":host": host, ":inviter": inviter }, read_member)
 }
 
 fn release(
@@ -748,17 +849,29 @@ impl InviteStore for SqliteStore {
 
 	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
 		let doing = "storing an invite";
-		let Some(username) = &invite.username else {
+		if invite.username.is_none() {
 			// Nothing can be superseded, and one statement is a transaction of its own.
-			return self.with(doing, |connection| insert(connection, CREATE, invite).map(|_| Vec::new()));
-		};
-		self.change(doing, |connection| {
-			let which = |older: &Invite| supersedes(invite, older);
-			let superseded =
-				retire(connection, &invite.host, username, &which, super::SUPERSEDED, invite.created_at)?;
-			insert(connection, CREATE, invite)?;
-			Ok(superseded)
+			return self.with(doing, |connection| create(connection, invite));
+		}
+		self.change(doing, |connection| create(connection, invite))
+	}
+
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
+		self.change("storing an invite", |connection| {
+			let usage = usage(connection, &invite.host, allowance, invite.created_at)?;
+			match decide_creation(invite, allowance, &usage, invite.created_at) {
+				Ok(()) => create(connection, invite).map(Ok),
+				Err(reached) => Ok(Err(reached)),
+			}
 		})
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
+		self.with("counting the invites of a user", |connection| usage(connection, host, allowance, now))
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
@@ -769,6 +882,9 @@ impl InviteStore for SqliteStore {
 					kept += 1;
 					for redemption in redemptions {
 						insert_redemption(connection, &invite.host, &invite.digest, redemption)?;
+						if let Some(Birth::Brought(member)) = redemption.birth(invite) {
+							keep_member(connection, &invite.host, &member)?;
+						}
 					}
 				}
 			}
@@ -793,6 +909,33 @@ impl InviteStore for SqliteStore {
 				.collect::<Result<_, Trouble>>()?;
 			transaction.commit()?;
 			Ok(records)
+		})
+	}
+
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError> {
+		let doing = "taking tokens out of invites";
+		// Nearly always there is none, and looking for them needs no lock.
+		let (next, is_done) = self.with(doing, |connection| {
+			let page = page(connection, ALL_INVITES, host, after, limit)?;
+			let is_done = page.iter().all(|invite| invite.token.is_none());
+			Ok((super::last_of_full_page(&page, limit), is_done))
+		})?;
+		if is_done {
+			return Ok(next);
+		}
+		self.change(doing, |connection| {
+			let mut page = page(connection, ALL_INVITES, host, after, limit)?;
+			for invite in &mut page {
+				if invite.forget_token() {
+					update(connection, invite)?;
+				}
+			}
+			Ok(super::last_of_full_page(&page, limit))
 		})
 	}
 
@@ -929,6 +1072,58 @@ impl InviteStore for SqliteStore {
 			return Ok(Vec::new());
 		}
 		self.change(doing, |connection| retire(connection, host, username, which, why, now))
+	}
+
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.change("revoking the invites of an inviter", |connection| {
+			let inviters = branch(inviter, |inviter| {
+				if is_branch { brought_by(connection, host, inviter) } else { Ok(Vec::new()) }
+			})?;
+			let mut retired = Vec::new();
+			for place in inviters {
+				let params = named_params! { ":host": host, ":inviter": place.username };
+				for mut invite in all(connection, OPEN_INVITES_OF_INVITER, params, read_invite)? {
+					if invite.revoke(why, by, now) {
+						update(connection, &invite)?;
+						retired.push(invite);
+					}
+				}
+			}
+			Ok(retired)
+		})
+	}
+
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
+		self.with("listing the invites of an inviter", |connection| {
+			let params = named_params! { ":host": host, ":inviter": inviter };
+			all(connection, INVITES_OF_INVITER, params, read_invite)
+		})
+	}
+
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
+		self.with("listing whom somebody brought", |connection| brought_by(connection, host, inviter))
+	}
+
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
+		self.with("looking up who brought an account", |connection| lineage(connection, host, username))
+	}
+
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
+		self.change("importing who brought whom", |connection| {
+			let mut kept = 0;
+			for member in members {
+				kept += usize::from(keep_member(connection, host, member)?);
+			}
+			Ok(kept)
+		})
 	}
 
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {

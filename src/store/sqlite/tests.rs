@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::store::conformance::{promises, races, redeem_once, sample, tests};
+use crate::store::conformance::{claim, inviters_race, made_by, promises, races, redeem_once, sample, tests};
 
 /// Long enough that no test on a loaded machine runs into it by accident.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -114,6 +114,55 @@ fn connections_racing_for_one_invite_redeem_it_once() {
 		});
 		assert_eq!(redeemed, 1);
 	}
+}
+
+#[test]
+fn connections_racing_for_one_inviter_make_no_more_than_the_limit_lets() {
+	let (_scratch, path) = scratch();
+	let [one, other] = [(); 2].map(|()| SqliteStore::new(&path, LOCK_WAIT));
+	inviters_race(&[&one, &other]);
+}
+
+#[test]
+fn the_inviters_of_older_invites_are_known_after_the_migration() {
+	let (_scratch, path) = scratch();
+	let (contact, made) = (sample("example.com", "contact"), made_by("juliet", "made"));
+	let elsewhere = Invite { host: "example.net".to_owned(), ..made_by("juliet", "elsewhere") };
+	let nobodys = Invite { username: None, invite_type: Type::Register, ..sample("example.com", "nobody") };
+	let bound = Invite { username: Some("juliet".to_owned()), ..nobodys.clone() };
+	let bound = Invite { digest: Digest::of(b"bound"), ..bound };
+	let again = made_by("nurse", "again");
+	let all = [&contact, &made, &elsewhere, &nobodys, &bound, &again];
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	for invite in all {
+		store.create(invite).unwrap();
+	}
+	for (invite, name, at) in [(&made, "romeo", 1), (&again, "romeo", 2), (&nobodys, "paris", 3)] {
+		let claim = claim(invite, Purpose::Account, name, at);
+		store.redeem_at_once(&claim, None, at).unwrap().unwrap();
+	}
+	let lineage = |store: &SqliteStore| {
+		let of = |name| store.lineage("example.com", name).unwrap();
+		(of("romeo").map(|member| (member.inviter, member.joined_at)), of("paris"))
+	};
+	assert_eq!(lineage(&store), (Some(("nurse".to_owned(), Some(2))), None));
+	drop(store);
+	let connection = Connection::open(&path).unwrap();
+	connection
+		.execute_batch(
+			"DROP TABLE lineage; DROP INDEX invite_inviter; DROP INDEX invite_inviter_open; ALTER TABLE invite DROP COLUMN inviter",
+		)
+		.unwrap();
+	connection.execute_batch(include_str!("2_inviters.sql")).unwrap();
+	for invite in all {
+		let inviter: Option<String> = connection
+			.query_row("SELECT inviter FROM invite WHERE digest = ?", [invite.digest.as_bytes()], |row| {
+				row.get(0)
+			})
+			.unwrap();
+		assert_eq!(inviter, invite.local_inviter());
+	}
+	assert_eq!(lineage(&SqliteStore::new(&path, LOCK_WAIT)), (Some(("nurse".to_owned(), Some(2))), None));
 }
 
 #[test]
