@@ -59,7 +59,7 @@ def conformance_lua(native_lua: Path, tmp_path: Path) -> Path:
 
 
 def test_every_promise_of_a_store_is_kept(make: Make, conformance_lua: Path, driver: str) -> None:
-    hosts = ("example.com", "a.example", "b.example")
+    hosts = ("example.com", "example.net", "a.example", "b.example")
     server = make(plugin_paths=(conformance_lua,), storage=driver, hosts=dict.fromkeys(hosts, ""))
     names, broken = server.eval(
         """

@@ -1,6 +1,8 @@
 """What the bundled module stored is good here after the switch, and nothing that was spent comes back."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,70 @@ async def test_a_link_from_before_registers_an_account_once(moved: Callable[[boo
     async with await open_stream(server) as stream:
         with pytest.raises(Refused):
             await stream.preauth(token)
+
+
+async def test_a_link_from_here_registers_an_account_once_after_going_back(moved: Callable[[bool], Prosody]) -> None:
+    server = moved(True)
+    server.add_user("juliet", "secret")
+    tokens = server.eval(MAKE_ONE_OF_EACH.replace("expired = ", "--"))
+    async with await open_stream(server) as stream:
+        await stream.preauth(tokens["group"])
+        await stream.register("benvolio", "secret")
+    async with await open_stream(server) as stream:
+        await stream.preauth(tokens["both"])
+        await stream.register("tybalt", "secret")
+    done = server.prosodyctl("mod_invites", "export", "example.com", "--to", "prosody")
+    assert (done.returncode, done.stderr) == (0, "")
+    server = moved(False)
+    for good, name in (("account", "romeo"), ("group", "mercutio")):
+        async with await open_stream(server) as stream:
+            await stream.preauth(tokens[good])
+            await stream.register(name, "secret")
+    for spent in ("both", "account"):
+        async with await open_stream(server) as stream:
+            with pytest.raises(Refused):
+                await stream.preauth(tokens[spent])
+
+
+def test_what_was_used_here_never_comes_back_from_the_bundled_store(moved: Callable[[bool], Prosody]) -> None:
+    """However long ago it was: an invite without end is still there."""
+    server = moved(False)
+    token = server.eval(
+        """
+        local invites = module:depends("invites");
+        local invite = invites.create_account();
+        local store, row = module:open_store("invite_token", "map");
+        row = store:get(nil, invite.token);
+        row.expires = 4000000000;
+        assert(store:set(nil, invite.token, row));
+        return invite.token;
+        """
+    )
+    server = moved(True)
+    assert server.eval('return (module:depends("invites").use(args.token))', token=token) is True
+    server.stop()
+    with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database, database:
+        long_ago = "UPDATE invite SET created_at = created_at - 100000000, ended_at = ended_at - 100000000"
+        assert database.execute(long_ago).rowcount == 1
+    done = server.prosodyctl("mod_invites", "purge", "example.com", "--older-than", "1 day")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert get(moved(True), token)[1] == "token-invalid"
+
+
+def test_an_invite_without_end_is_taken_over_without_end(moved: Callable[[bool], Prosody], storage: str) -> None:
+    if storage == "sql":
+        return  # it writes infinity so that nobody can read the store any more
+    token = moved(False).eval(
+        """
+        local invites, store = module:depends("invites"), module:open_store("invite_token", "map");
+        local invite = invites.create_account();
+        invite.expires = math.huge;
+        assert(store:set(nil, invite.token, invite));
+        return invite.token;
+        """
+    )
+    invite, _ = get(moved(True), token)
+    assert invite is not None and invite["expires"] == float("inf")
 
 
 def test_a_16_character_token_of_prosody_0_11_is_good_here(moved: Callable[[bool], Prosody]) -> None:

@@ -324,7 +324,10 @@ def test_history_is_purged_by_the_server_but_not_what_a_stream_may_still_have_va
     old, young, open_ = (generate(server) for _ in range(3))
     for token, age in ((old, 4000), (young, 3000)):
         run(server, "revoke", token)
-        execute(server, "UPDATE invite SET ended_at = ended_at - ? WHERE digest = ?", age, hashlib.sha256(token.encode()).digest())
+        execute(
+            server, "UPDATE invite SET ended_at = ended_at - ?1, expires = ended_at - ?1 WHERE digest = ?2",
+            age, hashlib.sha256(token.encode()).digest(),
+        )
     server.start()
     wait_until(lambda: execute(server, "SELECT count(*) FROM invite") == [(2,)])
     assert [row["id"] for row in rows(server, "history")] == [id_of(young)]
@@ -338,7 +341,10 @@ def test_history_is_kept_for_ninety_days_unless_told_otherwise(make: Make) -> No
     tokens = {age: generate(server) for age in (89, 91)}
     for age, token in tokens.items():
         run(server, "revoke", token)
-        execute(server, "UPDATE invite SET ended_at = ended_at - ? WHERE digest = ?", age * DAY, hashlib.sha256(token.encode()).digest())
+        execute(
+            server, "UPDATE invite SET ended_at = ended_at - ?1, expires = ended_at - ?1 WHERE digest = ?2",
+            age * DAY, hashlib.sha256(token.encode()).digest(),
+        )
     assert run(server, "purge") == "1 invites were removed from the history of example.com\n"
     assert [row["id"] for row in rows(server, "history")] == [id_of(tokens[89])]
 

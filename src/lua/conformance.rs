@@ -42,7 +42,7 @@ fn keep(lua: &Lua, name: &str, options: &Table) -> LuaResult<(Option<bool>, Opti
 	}));
 	let keep = || {
 		promise(&store);
-		for host in ["example.com", "a.example", "b.example"] {
+		for host in ["example.com", "example.net", "a.example", "b.example"] {
 			assert_eq!(
 				kept(&again, host),
 				kept(&store, host),

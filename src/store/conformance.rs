@@ -58,6 +58,7 @@ macro_rules! promises {
 			an_extended_invite_is_good_again_unless_it_was_used_or_revoked,
 			extending_a_bound_invite_takes_the_place_of_a_newer,
 			a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims,
+			a_purge_spares_what_would_be_good_if_it_were_taken_in_again,
 			looking_at_a_claim_makes_none,
 			records_hold_everything_and_can_be_taken_over_by_another_host,
 			a_look_at_a_good_store_finds_nothing_critical,
@@ -941,7 +942,18 @@ pub(crate) fn what_is_used_up_or_revoked_keeps_no_secret(store: &dyn InviteStore
 	}
 }
 
+/// How long an invite is good without end: some storages that Prosody has cannot keep an infinite number.
+fn without_end(store: &dyn InviteStore) -> Option<Timestamp> {
+	let endless = Invite { expires: None, ..account("endless") };
+	if is_refused(&store.create(&endless)) {
+		return Some(NOW + 1_000_000);
+	}
+	store.revoke(&endless.host, &endless.digest, None, None, NOW).unwrap().unwrap();
+	None
+}
+
 pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(store: &dyn InviteStore) {
+	let never = without_end(store);
 	let [open, expired, used, revoked] = ["open", "expired", "used", "revoked"].map(account);
 	for invite in [&open, &expired, &used, &revoked] {
 		store.create(invite).unwrap();
@@ -951,7 +963,7 @@ pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(sto
 	assert_eq!(store.end_expired("example.com", 10, NOW + 61).unwrap().len(), 2);
 	let extend =
 		|invite: &Invite, expires| store.extend(&invite.host, &invite.digest, expires, NOW + 61).unwrap();
-	for (invite, expires) in [(&open, None), (&expired, Some(NOW + 100))] {
+	for (invite, expires) in [(&open, never), (&expired, Some(NOW + 100))] {
 		let extended = Invite { expires, ..invite.clone() };
 		assert_eq!(extend(invite, expires), Some((extended.clone(), vec![])));
 		assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(extended));
@@ -963,11 +975,12 @@ pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(sto
 }
 
 pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn InviteStore) {
+	let never = without_end(store);
 	let (older, newer) = (bound("older", "juliet"), bound("newer", "juliet"));
 	store.create(&older).unwrap();
 	assert_eq!(store.end_expired("example.com", 10, NOW + 61).unwrap().len(), 1);
-	store.create(&Invite { expires: None, ..newer.clone() }).unwrap();
-	let (_, superseded) = store.extend(&older.host, &older.digest, None, NOW + 61).unwrap().unwrap();
+	store.create(&Invite { expires: never, ..newer.clone() }).unwrap();
+	let (_, superseded) = store.extend(&older.host, &older.digest, never, NOW + 61).unwrap().unwrap();
 	assert_eq!(superseded.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [newer.digest]);
 	assert!(!redeem_once(store, &newer));
 	assert!(store.find(&older.host, &older.digest).unwrap().unwrap().revoked_at.is_none());
@@ -977,7 +990,8 @@ pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_cla
 	if !store.carries().history {
 		return;
 	}
-	let [early, late, claimed, open] = ["early", "late", "claimed", "open"].map(account);
+	let [early, late, claimed, open] =
+		["early", "late", "claimed", "open"].map(|token| Invite { expires: Some(NOW), ..account(token) });
 	for invite in [&early, &late, &claimed, &open] {
 		store.create(invite).unwrap();
 	}
@@ -1000,6 +1014,23 @@ pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_cla
 	assert_eq!(store.purge("example.com", NOW + 1000, 1).unwrap(), 1);
 	assert_eq!(store.purge("example.com", NOW + 1000, 10).unwrap(), 1);
 	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);
+}
+
+pub(crate) fn a_purge_spares_what_would_be_good_if_it_were_taken_in_again(store: &dyn InviteStore) {
+	if !store.carries().history {
+		return;
+	}
+	let [used, endless] = [("used", Some(NOW + 60)), ("endless", None)]
+		.map(|(token, expires)| Invite { expires, ..account(token) });
+	for invite in [&used, &endless] {
+		store.create(invite).unwrap();
+		assert!(redeem_once(store, invite));
+	}
+	assert_eq!(store.purge("example.com", NOW + 60, 10).unwrap(), 0);
+	assert_eq!(store.import(&[used.clone().into(), endless.clone().into()]).unwrap(), 0);
+	assert_eq!(store.purge("example.com", NOW + 61, 10).unwrap(), 1);
+	assert_eq!(store.purge("example.com", NOW + 1_000_000, 10).unwrap(), 0);
+	assert_eq!(store.import(&[endless.into()]).unwrap(), 0);
 }
 
 pub(crate) fn looking_at_a_claim_makes_none(store: &dyn InviteStore) {

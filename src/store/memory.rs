@@ -819,7 +819,8 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 			let is_claimed = |digest: &Digest| {
 				content.claims.values().any(|claim| claim.host == host && claim.digest == *digest)
 			};
-			let is_over = |invite: &Invite| invite.ended_at.is_some_and(|ended_at| ended_at < before);
+			let is_before = |end: Option<Timestamp>| end.is_some_and(|end| end < before);
+			let is_over = |invite: &Invite| is_before(invite.ended_at) && is_before(invite.expires);
 			let mut over = content.digests(host, |invite| is_over(invite) && !is_claimed(&invite.digest));
 			over.truncate(at_most(limit));
 			for digest in &over {

@@ -372,8 +372,11 @@ pub trait InviteStore {
 		limit: u32,
 	) -> Result<(u32, Option<Position>), StoreError>;
 
-	/// Removes up to `limit` invites that ended before `before` and on which there is no claim, with their uses. How many;
-	/// fewer than `limit` means: there are no more.
+	/// Removes up to `limit` invites that ended before `before`, whose own end (`expires`) is before it too, and on which
+	/// there is no claim, with their uses. How many; fewer than `limit` means: there are no more.
+	///
+	/// As long as its own end is to come, what was used or revoked has to stay known: the token may lie elsewhere, in the
+	/// bundled module's store, a backup or an export, and would be taken in again as if it were new.
 	///
 	/// # Errors
 	/// When the storage fails.

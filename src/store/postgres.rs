@@ -88,10 +88,10 @@ const HISTORY_PART: &str = "(SELECT *, ended_at AS over_at FROM invite WHERE hos
 const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = $1 AND ended_at IS NULL \
 	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
 
-const IS_OVER: &str = "SELECT FROM invite WHERE host = $1 AND ended_at < $2 LIMIT 1";
+const IS_OVER: &str = "SELECT FROM invite WHERE host = $1 AND ended_at < $2 AND expires < $2 LIMIT 1";
 
 /// What somebody else works on is for the next time.
-const OVER_LOCKED: &str = "SELECT digest FROM invite WHERE host = $1 AND ended_at < $2 \
+const OVER_LOCKED: &str = "SELECT digest FROM invite WHERE host = $1 AND ended_at < $2 AND expires < $2 \
 	AND digest NOT IN (SELECT digest FROM claim WHERE host = $1) \
 	ORDER BY ended_at LIMIT $3 FOR UPDATE SKIP LOCKED";
 

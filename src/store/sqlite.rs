@@ -90,7 +90,7 @@ const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = :ho
 	AND (created_at, digest) < (:at, :digest) ORDER BY created_at DESC, digest DESC LIMIT :limit";
 
 /// The invites that are to be purged.
-const OVER: &str = "SELECT digest FROM invite WHERE host = :host AND ended_at < :before \
+const OVER: &str = "SELECT digest FROM invite WHERE host = :host AND ended_at < :before AND expires < :before \
 	AND digest NOT IN (SELECT digest FROM claim WHERE host = :host) ORDER BY ended_at LIMIT :limit";
 
 const PURGE: &str = "DELETE FROM invite WHERE host = :host AND digest = :digest";
