@@ -676,8 +676,7 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	-- What ended while the server did not run is not left for a minute more.
-	module:add_timer(1, tidy);
+	module:add_timer(TIDY_INTERVAL, tidy);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	module:hook_global("server-started", function () native.close(); end, 1000);
 	module:hook_global("server-stopped", function () native.close(); end, -1000);
