@@ -566,7 +566,7 @@ local function resolve(named)
 	return key;
 end
 
--- Passes on what a call of the library returned.
+-- Passes on what a call of the library returned; there may be nils at the end.
 local function told(result, condition, ...)
 	if result == nil then return failed(condition, (...)); end
 	return result, condition, ...;
@@ -642,7 +642,9 @@ end
 
 -- What is known of an invite in whatever state, without its token, and who used it.
 function show(named)
-	return look_after("show", named);
+	local summary, condition = look_after("show", named);
+	if not summary then return nil, condition; end
+	return summary;
 end
 
 -- Iterates over the summaries of the invites that a filter picks, { state, kind, inviter, text }: open ones unless it
@@ -820,36 +822,27 @@ end
 
 --- expiry and history
 
-local EXPIRY_INTERVAL = 60;
+-- Seconds between two looks for what has expired or has been history for long enough, and between two batches of it:
+-- little enough is done at a time that nobody else waits.
+local TIDY_INTERVAL, BATCH_PAUSE = 60, 0.1;
 
--- Seconds between two looks for what has been history for long enough.
-local PURGE_INTERVAL = 3600;
-
--- Seconds between two batches of either: little enough is done at a time that nobody else waits.
-local BATCH_PAUSE = 0.1;
-
-local function purge_history()
-	local purged, is_more = purge(history_age);
-	return purged and is_more and BATCH_PAUSE or PURGE_INTERVAL;
-end
-
-local function end_expired()
+local function tidy()
 	local ended, condition, text = handle:end_expired();
 	if not ended then
 		failed(condition, text);
-		return EXPIRY_INTERVAL;
+		return TIDY_INTERVAL;
 	end
 	for _, summary in ipairs(ended) do
 		module:fire_event("invite-expired", summary);
 	end
-	-- There may be more than one batch of them.
-	return ended[1] and BATCH_PAUSE or EXPIRY_INTERVAL;
+	if ended[1] then return BATCH_PAUSE; end
+	if history_age == math.huge then return TIDY_INTERVAL; end
+	local purged, is_more = purge(history_age);
+	return purged and is_more and BATCH_PAUSE or TIDY_INTERVAL;
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	-- What ended while the server did not run is not left for a minute more.
-	module:add_timer(1, end_expired);
-	if history_age < math.huge then module:add_timer(1, purge_history); end
+	module:add_timer(TIDY_INTERVAL, tidy);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	module:hook_global("server-started", function () native.close(); end, 1000);
 	module:hook_global("server-stopped", function () native.close(); end, -1000);

@@ -255,6 +255,19 @@ class Prosody:
         values = tuple(_decode(value) for value in answer["values"])
         return values[0] if len(values) == 1 else values
 
+    def tidy(self, host: str = "example.com") -> None:
+        """Have our module look now, not in a minute, for what expired and for what has been history for long enough."""
+        self.eval(
+            """
+            local timer = require "util.timer";
+            local add_task = timer.add_task;
+            function timer.add_task(delay, ...) return add_task(delay == 60 and 0 or delay, ...); end
+            require "core.modulemanager".reload(module.host, "invites");
+            timer.add_task = add_task;
+            """,
+            host=host,
+        )
+
     def add_user(self, username: str, password: str, host: str = "example.com") -> None:
         """Create an account directly, for tests whose subject is not registration."""
         self.eval(

@@ -163,6 +163,7 @@ def purging(bars: Bars, version: str, data: Path) -> None:
                 prosody.start()
                 if turn == 0 and spent is idle:
                     prosody.add_user("juliet", "secret")
+                prosody.tidy()
                 spent += pings(prosody, for_a_while())
                 log = max(log, Path(f"{path}-wal").stat().st_size / 1e6)
     left = stored(path)
@@ -175,6 +176,7 @@ def purging(bars: Bars, version: str, data: Path) -> None:
     bars.check("write-ahead log, MB", log, LOG_MB)
     with server(version, data) as prosody:
         prosody.start()
+        prosody.tidy()
         by_operator = subprocess.Popen(
             [prosody.scratch / "prosodyctl", "--config", prosody.config_path, "mod_invites", "purge", "example.com"],
             stdout=subprocess.PIPE, text=True,

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -214,6 +216,34 @@ async def test_a_new_build_takes_its_place_under_a_running_server(
     server.restart()
     assert are_valid(server, after)
     assert_calm(server)
+
+
+MANY_EARLY = """
+-- More than the log may hold before a thread moves it into the database.
+module:depends("invites").create_invites({}, 3000);
+"""
+
+
+@pytest.mark.parametrize("daemonize", [False, True], ids=["-F", "-D"])
+def test_the_thread_that_looks_after_the_log_does_not_cross_a_fork_and_comes_again(
+    prosody: Make, native_lua: Path, tmp_path: Path, daemonize: bool
+) -> None:
+    (tmp_path / "mod_spec_early.lua").write_text(MANY_EARLY)
+    server = prosody(plugin_paths=(native_lua, tmp_path), modules=(*MODULES, "spec_early"), daemonize=daemonize)
+
+    def threads() -> list[str]:
+        return [(task / "comm").read_text().strip() for task in Path(f"/proc/{server.pid}/task").iterdir()]
+
+    assert "invites-log" not in threads()
+    for _ in range(3):
+        server.eval('assert(#module:depends("invites").create_invites({}, 1000) == 1000)')
+    assert "invites-log" in threads()
+    with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database:
+        assert database.execute("SELECT count(*) FROM invite").fetchone() == (6000,)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert_calm(server)
+    server.stop()
+    assert not (server.data_path / "invites.sqlite3-wal").exists()
 
 
 EARLY = """

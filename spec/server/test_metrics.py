@@ -118,6 +118,7 @@ def test_what_expired_is_counted_when_it_is_seen(make: Make) -> None:
     with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database, database:
         database.execute("UPDATE invite SET expires = created_at - 10")
     server.start()
+    server.tidy()
     deadline = time.monotonic() + 20
     while value(server, "expired_total", "account") == 0:
         assert time.monotonic() < deadline

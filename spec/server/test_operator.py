@@ -329,6 +329,7 @@ def test_history_is_purged_by_the_server_but_not_what_a_stream_may_still_have_va
             age, hashlib.sha256(token.encode()).digest(),
         )
     server.start()
+    server.tidy()
     wait_until(lambda: execute(server, "SELECT count(*) FROM invite") == [(2,)])
     assert [row["id"] for row in rows(server, "history")] == [id_of(young)]
     assert [row["id"] for row in rows(server, "list")] == [id_of(open_)]
