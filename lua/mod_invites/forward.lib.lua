@@ -25,7 +25,8 @@ end
 -- with the exit code that the server gives. Comes back with a reason if there is no server that listens.
 --   sink.stdout(text), sink.stderr(text)   take what the command prints
 function forward.ask(host, arg, input, sink)
-	local adminstream = compat.lib("util.adminstream");
+	local has_adminstream, adminstream = pcall(compat.lib, "util.adminstream");
+	if not has_adminstream then return nil, "this version of Prosody has no admin socket"; end -- COMPAT 0.11
 	local client = adminstream.client();
 
 	local function give_up(why)
