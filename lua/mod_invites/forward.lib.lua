@@ -26,7 +26,8 @@ end
 --   sink.stdout(text), sink.stderr(text)   take what the command prints
 --   sink.finish(code)                      is told the exit code, if it is there
 function forward.ask(host, arg, input, sink)
-	local adminstream = compat.lib("util.adminstream");
+	local has_adminstream, adminstream = pcall(compat.lib, "util.adminstream");
+	if not has_adminstream then return nil, "this version of Prosody has no admin socket"; end -- COMPAT 0.11
 	local client = adminstream.client();
 
 	local function finish(code)

@@ -7,7 +7,7 @@ local forward = module:require("forward");
 
 local prosodyctl = {};
 
-local is_prosodyctl = prosody.process_type == "prosodyctl";
+local is_prosodyctl = compat.is_prosodyctl;
 
 local terminal = {
 	stdout = function (text) io.stdout:write(text); end;

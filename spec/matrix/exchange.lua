@@ -12,7 +12,7 @@ local subtype = rawget(math, "type"); -- since Lua 5.3
 
 local null = {};
 local handle = assert(native.open({
-	host = "example.com", storage = "sqlite", path = database, lock_wait_ms = 5000, null = null;
+	host = "example.com", storage = "sqlite", path = database, lock_wait_ms = 5000, null = null, nodeprep = string.lower;
 }));
 
 local function data()
