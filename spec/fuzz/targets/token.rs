@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use prosody_invites::clock::Timestamp;
@@ -18,7 +18,7 @@ const NOW: Timestamp = 1_700_000_000;
 /// As the bundled module made them, so that the fuzzer, which cannot invert a digest, may come upon it.
 const TOKEN: &str = "-AbC_dEf0123456789xyz-_Q";
 
-static INVITES: LazyLock<Invites> = LazyLock::new(|| {
+fn invites() -> Invites {
 	let invites = Invites::new("example.com".to_owned(), Arc::new(MemoryStore::default()));
 	let request = Request {
 		invite_type: Type::Register,
@@ -35,10 +35,14 @@ static INVITES: LazyLock<Invites> = LazyLock::new(|| {
 	invite.token = Some(token);
 	invites.save(&invite).unwrap();
 	invites
-});
+}
+
+thread_local! {
+	static INVITES: Invites = invites();
+}
 
 fuzz_target!(|presented: &[u8]| {
-	match INVITES.get(presented, Purpose::Account, NOW) {
+	match INVITES.with(|invites| invites.get(presented, Purpose::Account, NOW)) {
 		Ok(_) => assert_eq!(presented, TOKEN.as_bytes()),
 		Err(InviteError::TokenInvalid) => assert_ne!(presented, TOKEN.as_bytes()),
 		Err(error) => panic!("{error}"),
