@@ -5,13 +5,15 @@ use std::time::Duration;
 use super::PostgresStore;
 use super::connection::MIGRATIONS;
 use crate::check::Finding;
-use crate::clock::{self, Stopwatch};
+use crate::clock::{Stopwatch, Timestamp};
 
 const LOOK: &str = "SELECT current_setting('server_version') AS server_version, \
 	current_setting('transaction_read_only') = 'on' AS is_read_only, \
 	current_setting('fsync') = 'on' AS is_durable, \
 	(SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser, \
 	extract(epoch FROM clock_timestamp())::BIGINT AS now";
+
+const NEWEST: &str = "SELECT max(created_at) AS newest FROM invite WHERE host = $1";
 
 /// Seconds by which the clocks of servers may differ: leases are of a minute.
 const CLOCK_DIFFERENCE: i64 = 5;
@@ -20,7 +22,7 @@ const CLOCK_DIFFERENCE: i64 = 5;
 const SLOW_ANSWER: Duration = Duration::from_millis(10);
 
 impl PostgresStore {
-	pub(super) fn look(&self) -> Vec<Finding> {
+	pub(super) fn look(&self, host: &str, now: Timestamp) -> Vec<Finding> {
 		let looked = self.connection.call("checking the database", async |session| {
 			// The first time it is prepared.
 			session.query(LOOK, &[]).await?;
@@ -30,10 +32,12 @@ impl PostgresStore {
 			let version: String = row.try_get("server_version")?;
 			let found: [bool; 3] =
 				[row.try_get("is_read_only")?, row.try_get("is_durable")?, row.try_get("is_superuser")?];
-			Ok((version, found, row.try_get::<_, i64>("now")?, took))
+			let newest: Option<i64> =
+				session.query(NEWEST, &[&host]).await?.swap_remove(0).try_get("newest")?;
+			Ok((version, found, row.try_get::<_, i64>("now")?, newest, took))
 		});
 		let address = self.connection.address();
-		let (version, [is_read_only, is_durable, is_superuser], now, took) = match looked {
+		let (version, [is_read_only, is_durable, is_superuser], there, newest, took) = match looked {
 			Ok(looked) => looked,
 			Err(error) => return vec![Finding::critical(error.to_string())],
 		};
@@ -67,7 +71,7 @@ impl PostgresStore {
 				 is enough",
 			));
 		}
-		let difference = now - clock::now();
+		let difference = there - now;
 		findings.push(if difference.abs() > CLOCK_DIFFERENCE {
 			Finding::warning(format!(
 				"the clock of the database is {difference} s ahead of this one: servers that share invites have to agree \
@@ -76,6 +80,7 @@ impl PostgresStore {
 		} else {
 			Finding::ok("the clocks of the database and of this machine agree")
 		});
+		findings.push(Finding::of_clock(newest, now));
 		let took_ms = took.as_secs_f64() * 1000.0;
 		findings.push(if took > SLOW_ANSWER {
 			Finding::warning(format!(
