@@ -8,7 +8,7 @@ work=$PWD/target/mutants
 mkdir -p "$work"
 
 rust_specs() { # in the mutant's tree
-	CARGO_TARGET_DIR=$work/rust spec/cargo.sh test --locked --no-fail-fast 2>&1 || true
+	CARGO_TARGET_DIR=$work/rust spec/cargo.sh test --locked --features postgres --no-fail-fast 2>&1 || true
 }
 
 server_specs() {

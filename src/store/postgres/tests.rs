@@ -368,10 +368,11 @@ fn what_was_cut_off_before_the_commit_keeps_its_locks_for_no_longer_than_the_dea
 	let cut = Cut::new();
 	let short = PostgresStore::new(&cut.proxy.url(&cut.url), Duration::from_millis(500)).unwrap();
 	short.find("example.com", &cut.open.digest).unwrap();
-	// The row is locked by then, and what follows never arrives.
-	cut.proxy.wait_for(b"pg_advisory_xact_lock", Fate::Swallow);
+	// The name and the invite are locked by then, and what follows never arrives.
+	cut.proxy.wait_for(b"INSERT INTO claim", Fate::Swallow);
 	let claim = claim(&cut.open, Purpose::Account, "romeo", NOW);
 	short.claim(&claim, None, NOW).unwrap_err();
+	assert!(cut.proxy.has_struck());
 	let asked = Stopwatch::start();
 	cut.direct.claim(&claim, None, NOW).unwrap().unwrap();
 	assert!(asked.elapsed() < DEADLINE / 3);

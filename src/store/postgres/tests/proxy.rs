@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What happens to the connection.
@@ -12,7 +13,7 @@ pub(super) enum Fate {
 	CutBefore,
 	/// The message goes through, the answer does not: the connection is cut.
 	CutAfter,
-	/// The message goes through, and then nothing does any more.
+	/// The message goes through, and then nothing does any more. The server never learns that the client has gone.
 	Swallow,
 }
 
@@ -34,9 +35,10 @@ impl Proxy {
 			for client in listener.incoming() {
 				let (client, server) = (client.unwrap(), UnixStream::connect(&socket).unwrap());
 				let answers = (server.try_clone().unwrap(), client.try_clone().unwrap());
-				std::thread::spawn(move || pass_answers(answers.0, answers.1));
-				let trap = Arc::clone(&armed);
-				std::thread::spawn(move || pass_requests(client, server, &trap));
+				let (trap, swallows) = (Arc::clone(&armed), Arc::<AtomicBool>::default());
+				let is_swallowed = Arc::clone(&swallows);
+				std::thread::spawn(move || pass_answers(answers.0, answers.1, &is_swallowed));
+				std::thread::spawn(move || pass_requests(client, server, &trap, &swallows));
 			}
 		});
 		Self { port, trap }
@@ -59,7 +61,7 @@ impl Proxy {
 	}
 }
 
-fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap) {
+fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap, swallows: &AtomicBool) {
 	let mut buffer = [0; 8192];
 	while let Ok(length @ 1..) = client.read(&mut buffer) {
 		let message = &buffer[..length];
@@ -72,10 +74,10 @@ fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap) {
 			client.shutdown(Shutdown::Both).unwrap();
 		}
 		if fate == Some(Fate::Swallow) {
-			// The thread that passes answers ends with this, and nobody is told.
-			server.shutdown(Shutdown::Read).unwrap();
+			swallows.store(true, Ordering::SeqCst);
 			server.write_all(message).unwrap();
 			while let Ok(1..) = client.read(&mut buffer) {}
+			// Open as long as the thread that reads answers has its copy.
 			return;
 		}
 		if fate != Some(Fate::CutBefore) && server.write_all(message).is_err() || fate.is_some() {
@@ -86,10 +88,10 @@ fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap) {
 	server.shutdown(Shutdown::Write).ok();
 }
 
-fn pass_answers(mut server: UnixStream, mut client: TcpStream) {
+fn pass_answers(mut server: UnixStream, mut client: TcpStream, swallows: &AtomicBool) {
 	let mut buffer = [0; 8192];
 	while let Ok(length @ 1..) = server.read(&mut buffer) {
-		if client.write_all(&buffer[..length]).is_err() {
+		if !swallows.load(Ordering::SeqCst) && client.write_all(&buffer[..length]).is_err() {
 			break;
 		}
 	}
