@@ -1,21 +1,26 @@
 # make build   the library for $(LUA), beside the module in lua/mod_invites/; with GLIBC=2.17 for any Linux from that libc on
 # make demo    people inviting each other on real Prosodys
 # make test    every ring of tests
-# make bench   how fast it is beside bare SQLite, and with many invites; fails where it is too slow
+# make bench   how fast it is beside the bundled module and bare SQLite, with ten to a million invites; fails where it is too slow
 # make scale   what an operator's commands cost with a million invites; fails where it is too much
-# make faults  kills servers in the middle of registrations, fifty rounds for each moment
+# make bench-check  how many instructions a call takes, compared with those of spec/instructions.txt
+# make faults  breaks servers and their disks in the middle of their work, two hundred rounds for each way; counts what is lost
+# make fuzz    feeds nonsense to everything that reads, ten million times each; needs a nightly Rust
 # make mutants breaks the redemption on purpose and prints which spec notices
 # make lint    everything that is checked without running
+# make deny    licences, sources and known faults of everything that is compiled into the library
 # make install the module into PLUGINS, a directory of Prosody's plugin_paths; DESTDIR is honoured
 # make rock    a binary rock for $(LUA), in target/rocks/$(LUA)/, a directory that luarocks and prosodyctl install from
 # make matrix  the module on every Prosody and every Lua, into the table in the README (root, mmdebstrap)
 # make licences  LICENSE-THIRD-PARTY.md, of what is linked into the library (cargo install cargo-about)
 # make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
 #
+# FEATURES= leaves PostgreSQL out, and with it a good third of the library.
+#
 # On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
 
 LUA ?= lua5.4
-FEATURES ?=
+FEATURES ?= postgres
 GLIBC ?=
 PLUGINS ?= /usr/local/lib/prosody/modules
 export LUA GLIBC
@@ -34,7 +39,7 @@ TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
 LIBRARY = $(TARGET_DIR)/$(if $(GLIBC),$(TARGET)/)release/libprosody_invites.so
 
 .NOTPARALLEL:
-.PHONY: build demo test bench scale faults mutants lint install rock matrix licences fresh clean machine-build machine-demo machine-test machine-lint
+.PHONY: build demo test bench bench-check scale faults fuzz mutants lint deny install rock matrix licences fresh clean machine-build machine-demo machine-test machine-bench machine-fuzz machine-lint
 
 # One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
 # place, since overwriting it would crash a server that has it mapped.
@@ -49,26 +54,38 @@ demo: machine-demo build
 test: machine-test build
 	spec/test.sh
 
-bench: machine-test build
+bench: machine-bench build
+	$(CARGO) bench --locked --bench library
 	$(CARGO) bench --locked --no-run --bench bare_sqlite
 	/usr/bin/python3 spec/server/bench.py
 
 scale: machine-test build
 	/usr/bin/python3 spec/server/scale.py
 
+bench-check: machine-fuzz build
+	spec/instructions.sh
+
 faults: machine-test build
-	SPEC_ROUNDS=50 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_crash.py
+	SPEC_ROUNDS=100 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_faults.py spec/server/test_crash.py
+
+fuzz: machine-fuzz build
+	spec/fuzz.sh
+	spec/valgrind.sh
 
 mutants: machine-test build
 	spec/mutants.sh
 
 lint: machine-lint
 	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets --features lua54,postgres -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features lua54 -- -D warnings
 	for lua in $(LUAS); do $(CARGO) check --locked --features $$lua || exit; done
 	luacheck lua spec
 	spec/layers.sh --self-test
 	spec/layers.sh
+
+deny: machine-build
+	spec/deny.sh
 
 install:
 	install -d $(DESTDIR)$(PLUGINS)/mod_invites
@@ -102,5 +119,5 @@ fresh:
 clean:
 	rm -rf target $(MODULE)/*.so
 
-machine-build machine-demo machine-test machine-lint: machine-%:
+machine-build machine-demo machine-test machine-bench machine-fuzz machine-lint: machine-%:
 	@spec/machine.sh $*

@@ -6,8 +6,11 @@
 //! | --- | --- |
 //! | `open`, path, model | process id, journal mode, synchronous; what follows is about this file |
 //! | `fill`, number | the number of invites added |
-//! | `create`, number | the nanoseconds of each |
+//! | `create`, number | how many were made, the nanoseconds of each, and their tokens |
 //! | `get`, token, … | how many were found, then the nanoseconds of each |
+//! | `get+use`, token, … | how many were used, then the nanoseconds of each: one transaction |
+//! | `register`, token, … | how many were redeemed, then the nanoseconds of each: a claim and its redemption, two transactions |
+//! | `list`, number | how many were read, then the nanoseconds of it all |
 //!
 //! `model` is a database of the module's: invites made here are like the first in it.
 
@@ -17,10 +20,12 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
-use prosody_invites::store::sqlite::{CREATE, FIND, MIGRATIONS};
-use prosody_invites::token::{Digest, Token};
+use prosody_invites::store::sqlite::{
+	CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION, UPDATE,
+};
+use prosody_invites::token::{Digest, Nonce, Token};
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, named_params};
 
 const CONNECTION: &str = include_str!("../src/store/sqlite/connection.sql");
 
@@ -29,22 +34,18 @@ const DAY: i64 = 86400;
 const WEEK: i64 = 7 * DAY;
 
 struct Bare {
+	/// Its transactions begin as the module's do, with the lock.
 	connection: Connection,
 	/// Parameters of [`CREATE`] with their values.
 	model: Vec<(String, Value)>,
 }
 
 impl Bare {
-	/// A new file gets the schema; one that the module made has it already.
+	/// A file that the module made, so that it has its schema.
 	fn open(path: &str, model: &str) -> Result<Self, rusqlite::Error> {
-		let connection = Connection::open(path)?;
+		let mut connection = Connection::open(path)?;
 		connection.execute_batch(CONNECTION)?;
-		let is_new = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
-		if is_new {
-			for migration in MIGRATIONS {
-				connection.execute_batch(migration)?;
-			}
-		}
+		connection.set_transaction_behavior(TransactionBehavior::Immediate);
 		let model = Connection::open(model)?.query_row("SELECT * FROM invite LIMIT 1", [], |row| {
 			let names = row.as_ref().column_names();
 			names.into_iter().map(|name| Ok((format!(":{name}"), row.get(name)?))).collect()
@@ -79,7 +80,7 @@ impl Bare {
 		Ok(())
 	}
 
-	fn create(&self, now: Timestamp) -> Result<Duration, Box<dyn Error>> {
+	fn create(&self, now: Timestamp) -> Result<(Token, Duration), Box<dyn Error>> {
 		let token = Token::generate()?;
 		let digest = token.digest();
 		let revealed = token.reveal();
@@ -100,18 +101,93 @@ impl Bare {
 			.collect();
 		let start = Instant::now();
 		self.connection.prepare_cached(CREATE)?.execute(parameters.as_slice())?;
-		Ok(start.elapsed())
+		let spent = start.elapsed();
+		drop(parameters);
+		Ok((token, spent))
 	}
 
-	fn get(&self, token: &str) -> Result<(bool, Duration), rusqlite::Error> {
-		let digest = Digest::of(token.as_bytes());
+	/// What a use reads and writes; of one with a claim, besides.
+	fn redeem(&self, digest: &Digest, claimed: Option<&Nonce>) -> Result<bool, rusqlite::Error> {
+		let connection = &self.connection;
+		let now = clock::now();
+		let drawn = [0; 16];
+		let nonce = claimed.map_or(&drawn, Nonce::as_bytes);
+		let transaction = connection.unchecked_transaction()?;
+		match claimed {
+			Some(nonce) => {
+				let params = named_params! { ":host": HOST, ":nonce": nonce.as_bytes() };
+				connection.prepare_cached(REDEEMED_CLAIM)?.query_row(params, read_all)?;
+			}
+			None => self.view(digest, None)?,
+		}
+		connection.prepare_cached(REDEMPTION)?.execute(named_params! {
+			":host": HOST, ":digest": digest.as_bytes(), ":nonce": nonce, ":purpose": "account", ":invitee": "user",
+			":source": "mod_register", ":used_at": now,
+		})?;
+		let is_found = self.find(digest)?;
+		let fields = self.model.iter().find(|(name, _)| name == ":fields").map(|(_, value)| value);
+		connection.prepare_cached(UPDATE)?.execute(named_params! {
+			":host": HOST, ":digest": digest.as_bytes(), ":token": None::<String>, ":expires": now + WEEK, ":uses": 1,
+			":paused": false, ":revoked_at": None::<i64>, ":revoked_why": None::<String>, ":revoked_by": None::<String>,
+			":ended_at": now, ":fields": fields,
+		})?;
+		transaction.commit()?;
+		Ok(is_found)
+	}
+
+	/// What a decision reads.
+	fn view(&self, digest: &Digest, username: Option<&str>) -> Result<(), rusqlite::Error> {
+		let host = named_params! { ":host": HOST };
+		self.connection.prepare_cached(CLAIMS)?.query_map(host, read_all)?.collect::<Result<(), _>>()?;
+		if let Some(username) = username {
+			let params = named_params! { ":host": HOST, ":username": username };
+			self.connection
+				.prepare_cached(OPEN_INVITES_OF_USER)?
+				.query_map(params, read_all)?
+				.collect::<Result<(), _>>()?;
+		}
+		self.find(digest).map(|_| ())
+	}
+
+	fn get_and_use(&self, token: &str) -> Result<(bool, Duration), Box<dyn Error>> {
 		let start = Instant::now();
-		let found = self
-			.connection
-			.prepare_cached(FIND)?
-			.query_row(named_params! { ":host": HOST, ":digest": digest.as_bytes() }, read_all)
-			.optional()?;
-		Ok((found.is_some(), start.elapsed()))
+		let digest = Digest::of(token.as_bytes());
+		let is_found = self.find(&digest)? && self.redeem(&digest, None)?;
+		Ok((is_found, start.elapsed()))
+	}
+
+	fn register(&self, token: &str) -> Result<(bool, Duration), Box<dyn Error>> {
+		let nonce = Nonce::generate()?;
+		let start = Instant::now();
+		let digest = Digest::of(token.as_bytes());
+		self.find(&digest)?;
+		let transaction = self.connection.unchecked_transaction()?;
+		self.view(&digest, Some("user"))?;
+		self.connection.prepare_cached(CLAIM)?.execute(named_params! {
+			":host": HOST, ":nonce": nonce.as_bytes(), ":digest": digest.as_bytes(), ":purpose": "account",
+			":invitee": "user", ":boot": nonce.as_bytes(), ":lease_end": clock::now() + 60,
+		})?;
+		transaction.commit()?;
+		let is_found = self.redeem(&digest, Some(&nonce))?;
+		Ok((is_found, start.elapsed()))
+	}
+
+	fn list(&self) -> Result<(usize, Duration), rusqlite::Error> {
+		let start = Instant::now();
+		let params = named_params! { ":host": HOST, ":after": &[][..] as &[u8], ":limit": i64::MAX };
+		let count = self.connection.prepare_cached(OPEN_INVITES)?.query_map(params, read_all)?.count();
+		Ok((count, start.elapsed()))
+	}
+
+	fn find(&self, digest: &Digest) -> Result<bool, rusqlite::Error> {
+		let params = named_params! { ":host": HOST, ":digest": digest.as_bytes() };
+		Ok(self.connection.prepare_cached(FIND)?.query_row(params, read_all).optional()?.is_some())
+	}
+
+	fn get(&self, token: &str) -> Result<(bool, Duration), Box<dyn Error>> {
+		let start = Instant::now();
+		let is_found = self.find(&Digest::of(token.as_bytes()))?;
+		Ok((is_found, start.elapsed()))
 	}
 }
 
@@ -127,6 +203,16 @@ fn nanoseconds(spent: impl IntoIterator<Item = Duration>) -> String {
 	words.join("\t")
 }
 
+/// Does it with each token: how often it did something, and how long each took.
+fn each(
+	tokens: &[&str],
+	call: impl Fn(&str) -> Result<(bool, Duration), Box<dyn Error>>,
+) -> Result<String, Box<dyn Error>> {
+	let done = tokens.iter().map(|token| call(token)).collect::<Result<Vec<_>, _>>()?;
+	let count = done.iter().filter(|(did, _)| *did).count();
+	Ok(format!("{count}\t{}", nanoseconds(done.into_iter().map(|(_, spent)| spent))))
+}
+
 fn answer(bare: &mut Option<Bare>, words: &[&str]) -> Result<String, Box<dyn Error>> {
 	if let ["open", path, model] = words {
 		return Ok(bare.insert(Bare::open(path, model)?).settings()?);
@@ -138,15 +224,23 @@ fn answer(bare: &mut Option<Bare>, words: &[&str]) -> Result<String, Box<dyn Err
 			Ok((*number).to_owned())
 		}
 		["create", number] => {
-			let spent = (0..number.parse()?)
+			let made = (0..number.parse()?)
 				.map(|_: usize| bare.create(clock::now()))
 				.collect::<Result<Vec<_>, _>>()?;
-			Ok(nanoseconds(spent))
+			let tokens: Vec<_> = made.iter().map(|(token, _)| token.reveal()).collect();
+			Ok(format!(
+				"{}\t{}\t{}",
+				made.len(),
+				nanoseconds(made.iter().map(|(_, spent)| *spent)),
+				tokens.join("\t")
+			))
 		}
-		["get", tokens @ ..] => {
-			let got = tokens.iter().map(|token| bare.get(token)).collect::<Result<Vec<_>, _>>()?;
-			let found = got.iter().filter(|(found, _)| *found).count();
-			Ok(format!("{found}\t{}", nanoseconds(got.into_iter().map(|(_, spent)| spent))))
+		["get", tokens @ ..] => each(tokens, |token| bare.get(token)),
+		["get+use", tokens @ ..] => each(tokens, |token| bare.get_and_use(token)),
+		["register", tokens @ ..] => each(tokens, |token| bare.register(token)),
+		["list", ..] => {
+			let (count, spent) = bare.list()?;
+			Ok(format!("{count}\t{}", nanoseconds([spent])))
 		}
 		_ => Err(format!("not a command: {words:?}").into()),
 	}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# spec/machine.sh WHAT…  (build, demo, test, lint, matrix)
+# spec/machine.sh WHAT…  (build, demo, test, bench, fuzz, lint, matrix)
 #
 # Makes a Debian 12 machine ready for `make WHAT`: says what is missing and why, installs that, and unpacks the Prosodys
 # to run against under target/prosody/. The prosody package is never installed: it would start a server.
@@ -51,7 +51,9 @@ need_for_demo() {
 need_for_test() {
 	need "the test runners" lua-busted python3-pytest python3-pytest-xdist python3-jsonschema
 	need "Prosody's own SQL storage, to import from" lua-dbi-sqlite3
-	need "to watch disk flushes and read the database" strace sqlite3
+	need "to watch disk flushes, make them fail, and read the database" strace sqlite3
+	need "to turn a server's clock" libfaketime
+	need "the database that servers share, and its certificates" postgresql-common postgresql-15 openssl procps
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev
 	need "the invite pages, and the browser that looks at them" libjs-bootstrap4 libjs-jquery chromium openssl
 	need_python "drives the browser" playwright playwright==1.65.2
@@ -61,6 +63,15 @@ need_for_matrix() {
 	need "a Debian for each Prosody" mmdebstrap
 	need "every Lua that there is a library for" lua5.1 luajit lua5.2 lua5.3 lua5.4 binutils
 	need "luarocks insists on headers" liblua5.1-0-dev libluajit-5.1-dev liblua5.2-dev liblua5.3-dev liblua5.4-dev
+}
+
+need_for_bench() {
+	need "draws the figures" python3-matplotlib
+}
+
+need_for_fuzz() {
+	need "looks at every access to memory, and counts instructions" valgrind
+	need "the Lua and the test runner that it looks at" lua5.4 lua-busted
 }
 
 need_for_lint() {
@@ -94,7 +105,17 @@ install_missing() {
 	[[ " ${missing[*]} " != *" cargo-web "* ]] || check_cargo_web
 	echo "installing: ${missing[*]}"
 	mkdir -p target
-	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "${install[@]}" >target/apt.log 2>&1 || {
+	if [[ " ${missing[*]} " == *" postgresql-common "* ]]; then
+		# By itself first, to be told that there is to be no cluster: it would run from now on.
+		quietly "${install[@]:0:${#install[@]}-${#missing[@]}}" postgresql-common
+		"${sudo[@]}" sed -i 's/^#*create_main_cluster .*/create_main_cluster = false/' \
+			/etc/postgresql-common/createcluster.conf
+	fi
+	quietly "${install[@]}"
+}
+
+quietly() { # COMMAND…
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive "$@" >target/apt.log 2>&1 || {
 		tail -n 20 target/apt.log >&2
 		exit 1
 	}
@@ -193,11 +214,13 @@ for what; do
 		build) need_for_build ;;
 		demo) need_for_build && need_for_demo ;;
 		test) need_for_build && need_for_demo && need_for_test ;;
+		bench) need_for_build && need_for_demo && need_for_test && need_for_bench ;;
+		fuzz) need_for_build && need_for_fuzz ;;
 		lint) need_for_build && need_for_lint ;;
 		matrix) need_for_build && need_for_demo && need_for_test && need_for_matrix ;;
-		*) echo "$0: build, demo, test, lint or matrix, not $what" >&2; exit 2 ;;
+		*) echo "$0: build, demo, test, bench, fuzz, lint or matrix, not $what" >&2; exit 2 ;;
 	esac
 done
 install_missing
 install_python
-[[ " $* " != *" demo "* && " $* " != *" test "* && " $* " != *" matrix "* ]] || unpack_prosodys
+[[ " $* " != *" demo "* && " $* " != *" test "* && " $* " != *" bench "* && " $* " != *" matrix "* ]] || unpack_prosodys

@@ -23,8 +23,13 @@ use prosody_invites::redemption::{Account, LEASE, Purpose};
 use prosody_invites::service::{Attempt, Invites, Request};
 use prosody_invites::store::InviteStore;
 use prosody_invites::store::memory::MemoryStore;
+#[cfg(feature = "postgres")]
+use prosody_invites::store::postgres::PostgresStore;
 use prosody_invites::store::sqlite::SqliteStore;
 use prosody_invites::token::{Nonce, Token};
+
+#[cfg(feature = "postgres")]
+mod postgres;
 
 const START: Timestamp = 1_700_000_000;
 const NAMES: [&str; 2] = ["juliet", "romeo"];
@@ -512,4 +517,36 @@ fn the_sqlite_store_agrees_with_the_model() {
 	let path = scratch.as_ref().unwrap().path().join("invites.sqlite3");
 	let store = Arc::new(SqliteStore::new(&path, LOCK_WAIT));
 	agrees_with_the_model(CASES, Sqlite { path, store });
+}
+
+/// Each takes many conversations with another process, so all of them take minutes: `SPEC_CASES` in the environment has
+/// its way. The rules are the same code as in the other stores.
+#[cfg(feature = "postgres")]
+const POSTGRESQL_CASES: u32 = 1_000;
+
+#[cfg(feature = "postgres")]
+struct Postgres {
+	url: String,
+	store: Arc<PostgresStore>,
+}
+
+#[cfg(feature = "postgres")]
+impl Stores for Postgres {
+	fn for_a_case(&mut self) -> Arc<dyn InviteStore> {
+		Arc::clone(&self.store) as Arc<dyn InviteStore>
+	}
+
+	fn after_a_crash(&mut self) -> Arc<dyn InviteStore> {
+		self.store = Arc::new(PostgresStore::new(&self.url, LOCK_WAIT).unwrap());
+		self.for_a_case()
+	}
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn the_postgresql_store_agrees_with_the_model() {
+	let url = postgres::Postgres::shared().new_database();
+	let store = Arc::new(PostgresStore::new(&url, LOCK_WAIT).unwrap());
+	let cases = std::env::var("SPEC_CASES").map_or(POSTGRESQL_CASES, |cases| cases.parse().unwrap());
+	agrees_with_the_model(cases, Postgres { url, store });
 }

@@ -1,6 +1,10 @@
-//! Two processes with eight threads each redeem the same ten thousand invites from one SQLite file.
+//! Two processes with several threads each redeem the same ten thousand invites from one database.
 
-#![expect(clippy::unwrap_used, reason = "these are tests; clippy knows only functions that say so")]
+#![expect(
+	clippy::unwrap_used,
+	clippy::print_stdout,
+	reason = "these are tests; clippy knows only functions that say so"
+)]
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -12,18 +16,36 @@ use prosody_invites::error::InviteError;
 use prosody_invites::invite::Type;
 use prosody_invites::redemption::Purpose;
 use prosody_invites::service::{Attempt, Invites, Request};
+#[cfg(feature = "postgres")]
+use prosody_invites::store::postgres::PostgresStore;
 use prosody_invites::store::sqlite::SqliteStore;
 use prosody_invites::token::Digest;
+
+#[cfg(feature = "postgres")]
+mod postgres;
 
 const INVITES: usize = 10_000;
 const PROCESSES: usize = 2;
 const THREADS: usize = 8;
 
-/// Says to this test binary that it is one of the processes, and where the database is.
+/// Each has a connection of its own there, and every refusal is a conversation of its own.
+const POSTGRESQL_THREADS: usize = 2;
+
+/// Says to this test binary that it is one of the processes, and where the database is: a file, or a URL.
 const DATABASE: &str = "RACE_DATABASE";
 
-fn open(path: &Path, lock_wait: Duration) -> Invites {
-	Invites::new("example.com".to_owned(), SqliteStore::shared(path, lock_wait))
+const POSTGRESQL: &str = "postgresql:";
+
+fn open(database: &str, lock_wait: Duration) -> Invites {
+	let host = "example.com".to_owned();
+	#[cfg(feature = "postgres")]
+	if database.starts_with(POSTGRESQL) {
+		// A connection for each caller, so that threads meet in the database. None of them gives up: nobody would know
+		// whose use it was if the answer to a commit came too late.
+		let store = PostgresStore::new(database, Duration::from_secs(60)).unwrap();
+		return Invites::new(host, std::sync::Arc::new(store));
+	}
+	Invites::new(host, SqliteStore::shared(Path::new(database), lock_wait))
 }
 
 fn digests(invites: &Invites) -> Vec<Digest> {
@@ -39,18 +61,19 @@ fn digests(invites: &Invites) -> Vec<Digest> {
 /// One of the processes: prints each invite that it redeemed, and how often it found the database locked.
 #[test]
 fn a_process_that_takes_part() {
-	let Ok(path) = std::env::var(DATABASE) else { return };
+	let Ok(database) = std::env::var(DATABASE) else { return };
 	// A server's patience, so that giving up and trying again happens too.
-	let open = || open(Path::new(&path), Duration::from_millis(500));
+	let open = || open(&database, Duration::from_millis(500));
 	let digests = digests(&open());
+	let count = if database.starts_with(POSTGRESQL) { POSTGRESQL_THREADS } else { THREADS };
 	std::thread::scope(|threads| {
-		for thread in 0..THREADS {
+		for thread in 0..count {
 			let (open, digests) = (&open, &digests);
 			threads.spawn(move || {
 				let invites = open();
 				// Each begins elsewhere, so that they meet all the time.
 				for offset in 0..digests.len() {
-					let digest = digests[(offset + thread * digests.len() / THREADS) % digests.len()];
+					let digest = digests[(offset + thread * digests.len() / count) % digests.len()];
 					let attempt =
 						Attempt { digest, purpose: Purpose::Account, invitee: None, depends_on: None };
 					loop {
@@ -71,13 +94,8 @@ fn a_process_that_takes_part() {
 	});
 }
 
-#[test]
-fn processes_and_threads_redeem_each_invite_once_and_lose_none() {
-	let shared_memory = Path::new("/dev/shm");
-	let scratch =
-		tempfile::tempdir_in(if shared_memory.is_dir() { shared_memory } else { Path::new("/tmp") });
-	let path = scratch.as_ref().unwrap().path().join("invites.sqlite3");
-	let invites = open(&path, Duration::from_secs(10));
+fn each_invite_is_redeemed_once_and_none_is_lost(database: &str) {
+	let invites = open(database, Duration::from_secs(10));
 	for _ in 0..INVITES {
 		let request = Request {
 			invite_type: Type::Register,
@@ -95,7 +113,7 @@ fn processes_and_threads_redeem_each_invite_once_and_lose_none() {
 		.map(|_| {
 			Command::new(std::env::current_exe().unwrap())
 				.args(["--exact", "a_process_that_takes_part", "--nocapture"])
-				.env(DATABASE, &path)
+				.env(DATABASE, database)
 				.stdout(Stdio::piped())
 				.spawn()
 				.unwrap()
@@ -112,11 +130,23 @@ fn processes_and_threads_redeem_each_invite_once_and_lose_none() {
 			locked += usize::from(line == "locked");
 		}
 	}
-	println!(
-		"{} redeemed, {locked} attempts gave up waiting for the lock and were made again",
-		redeemed.len()
-	);
+	println!("{} redeemed, {locked} attempts gave up waiting for a lock and were made again", redeemed.len());
 	assert_eq!(redeemed.len(), INVITES);
 	assert_eq!(redeemed.into_iter().collect::<HashSet<_>>().len(), INVITES);
 	assert!(digests(&invites).is_empty());
+}
+
+#[test]
+fn processes_and_threads_race_for_a_file() {
+	let shared_memory = Path::new("/dev/shm");
+	let scratch =
+		tempfile::tempdir_in(if shared_memory.is_dir() { shared_memory } else { Path::new("/tmp") }).unwrap();
+	let path = scratch.path().join("invites.sqlite3");
+	each_invite_is_redeemed_once_and_none_is_lost(path.to_str().unwrap());
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn processes_and_threads_race_for_a_postgresql_database() {
+	each_invite_is_redeemed_once_and_none_is_lost(&postgres::Postgres::shared().new_database());
 }

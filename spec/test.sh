@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.." || exit
 
 # Seconds. Compiling has a budget of its own, so that slow tests are seen.
 COMPILE=600
-RUST=180
+RUST=300
 BUSTED=60
 SERVER=600
 
@@ -46,7 +46,7 @@ ring() { # NAME SECONDS AWK-PROGRAM COMMAND…
 }
 
 compile() {
-	spec/cargo.sh test --locked --no-run || return
+	spec/cargo.sh test --locked --features postgres --no-run || return
 	# For the servers that keep the promises of a store on their own storage; never installed.
 	spec/cargo.sh build --locked --features lua54,conformance --target-dir target/conformance
 }
@@ -55,7 +55,7 @@ export -f compile
 failing=
 run compile $COMPILE bash -c compile || { total compile; exit 1; }
 ring rust $RUST '/^test result:/ { p += $4; f += $6 }' \
-	spec/cargo.sh test --locked
+	spec/cargo.sh test --locked --features postgres
 ring busted $BUSTED '/^[0-9]+ success/ { p += $1; f += $4 + $7 }' \
 	lua5.4 "$(command -v busted)" --output=plainTerminal --pattern='_spec%.lua$' spec
 ring server $SERVER \

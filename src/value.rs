@@ -29,6 +29,9 @@ pub const MAX_DEPTH: usize = 100;
 /// A tagged table is an object around an array, so text may be nested twice as deep, and one for a tagged leaf.
 const MAX_JSON_DEPTH: usize = 2 * MAX_DEPTH + 1;
 
+/// Of strings among keys, see [`Value::rank`].
+const STR_RANK: u8 = 4;
+
 const TABLE_TAG: &str = "$table";
 const BYTES_TAG: &str = "$bytes";
 const FLOAT_TAG: &str = "$float";
@@ -107,7 +110,7 @@ impl Value {
 			Self::Bool(_) => 1,
 			Self::Int(_) => 2,
 			Self::Float(_) => 3,
-			Self::Str(_) => 4,
+			Self::Str(_) => STR_RANK,
 			Self::Table(_) => 5,
 		}
 	}
@@ -174,7 +177,10 @@ impl Table {
 	#[must_use]
 	pub fn get(&self, key: &str) -> Option<&Value> {
 		self.0
-			.binary_search_by(|(entry, _)| entry.order(&Value::text(key)))
+			.binary_search_by(|(entry, _)| match entry {
+				Value::Str(entry) => entry.as_slice().cmp(key.as_bytes()),
+				other => other.rank().cmp(&STR_RANK),
+			})
 			.ok()
 			.and_then(|found| self.0.get(found))
 			.map(|(_, value)| value)

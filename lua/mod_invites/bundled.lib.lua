@@ -1,7 +1,7 @@
 -- Prosody's store "invite_token", where the bundled mod_invites keeps its invites. What its rows mean is known to the
 -- library alone; this file fetches and puts them. Without a user, rows are those of the host itself.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local storagemanager = compat.lib("core.storagemanager");
 

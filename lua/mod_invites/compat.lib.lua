@@ -2,11 +2,12 @@
 
 local compat = {};
 
--- Prosody 13.0 calls its libraries "prosody.util.x", the versions before it "util.x".
+-- Prosody 13.0 calls its libraries "prosody.util.x", the versions before it "util.x". Up to now the short name is good
+-- for all; a name that leads nowhere would take Lua through dozens of directories.
 function compat.lib(name)
-	local found, lib = pcall(require, "prosody."..name);
+	local found, lib = pcall(require, name);
 	if found then return lib; end
-	return require(name);
+	return require("prosody."..name);
 end
 
 -- Whether this is prosodyctl and not the server. 0.11 does not say it; there, only the server can be shut down.

@@ -4,7 +4,7 @@
 -- The client sends <input/> any number of times, then <run/>; the server answers with <output/> any number of times,
 -- then <exit/>. All text is base64: it may hold anything.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local base64 = compat.lib("util.encodings").base64;
 local st = compat.lib("util.stanza");

@@ -1,7 +1,7 @@
 -- Who may invite how much (option invite_limits). Whether an invite may be made is decided in the library; here it
 -- learns what it has to know of an inviter, and those who are refused learn why.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local limits = {};
 

@@ -1,7 +1,7 @@
 -- Who invited whom according to mod_invites_tracking, which wrote it down before this module did: in its store
 -- "invites_tracking", for each new user { invite_id = the token, invite_source = who made the invite }.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local storagemanager = compat.lib("core.storagemanager");
 

@@ -1,7 +1,7 @@
 -- Numbers for Prosody's statistics, which mod_http_openmetrics and others export. What other processes do (prosodyctl,
 -- another server on the same storage) is counted there, except for the open invites, which are counted where they lie.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local KINDS = { "account", "contact", "group", "reset" };
 

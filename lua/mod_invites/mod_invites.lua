@@ -19,9 +19,11 @@ local function close_registration()
 	end, 1000000);
 end
 
-local has_all_parts, bundled, compat, limits, lineage, metrics, prosodyctl, redemption, shell = pcall(function ()
-	return module:require("bundled"), module:require("compat"), module:require("limits"), module:require("lineage"),
-		module:require("metrics"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
+local has_all_parts, bundled, limits, lineage, metrics, prosodyctl, redemption, shell = pcall(function ()
+	-- The others find it there: Prosody would read it anew for each of them.
+	module.compat = module:require("compat");
+	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
+		module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
 	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
@@ -32,6 +34,8 @@ if not has_all_parts then
 	function pending_account_invites() return function () end; end
 	return;
 end
+
+local compat = module.compat;
 
 local json_null = compat.lib("util.json").null;
 local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
@@ -172,12 +176,15 @@ end
 
 local function open_handle()
 	if not native then return closed(problem); end
+	local deadline = tonumber(module:get_option("invite_postgresql_deadline", 1));
 	local is_open, handle, _, text = pcall(native.open, {
 		host = module.host;
 		storage = storage;
 		path = prosody.paths.data.."/invites.sqlite3";
 		-- The server serves nobody while it waits; an operator at a prompt can wait longer.
 		lock_wait_ms = is_prosodyctl and 10000 or 500;
+		deadline = deadline and is_prosodyctl and math.max(deadline, 10) or deadline;
+		postgresql = module:get_option_string("invite_postgresql");
 		bundled = {
 			read = bundled.read, get = bundled.get, write = bundled.write;
 			report = report;
@@ -313,8 +320,10 @@ local function draft_of(request, additional_data)
 	invite.reusable = request.reusable;
 	invite.additional_data = additional_data;
 
-	local is_allowed, condition, why_not, limit = handle:may_save(invite, draft);
-	if not is_allowed then return nil, condition, why_not, limit; end
+	if request.inviter then
+		local is_allowed, condition, why_not, limit = handle:may_save(invite, draft);
+		if not is_allowed then return nil, condition, why_not, limit; end
+	end
 	return invite, draft;
 end
 

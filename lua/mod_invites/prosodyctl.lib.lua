@@ -2,7 +2,7 @@
 -- modules call, so that their handlers run. Results go to stdout, everything else to stderr. Where two processes cannot
 -- share the storage, this runs in the server, for a prosodyctl that asks it to.
 
-local compat = module:require("compat");
+local compat = module.compat;
 local forward = module:require("forward");
 
 local prosodyctl = {};

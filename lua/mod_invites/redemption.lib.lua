@@ -5,7 +5,7 @@
 -- account is there (user-registered); a claim that is not redeemed by the next turn of the event loop is released.
 -- Whether an invite may be claimed is decided in the library.
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local jid_bare = compat.lib("util.jid").bare;
 local jid_split = compat.lib("util.jid").split;

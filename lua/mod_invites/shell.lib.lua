@@ -1,7 +1,7 @@
 -- The "invite" commands of the Prosody shell. Their output is read by programs: links stand on the line that begins
 -- with "OK: ", and the columns of "list" are divided by " | ".
 
-local compat = module:require("compat");
+local compat = module.compat;
 
 local jid_split = compat.lib("util.jid").split;
 local get_module = compat.lib("core.modulemanager").get_module;

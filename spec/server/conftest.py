@@ -133,3 +133,17 @@ def prosody(
             return server
 
         yield make
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the tests of faults counted, by kind, over all versions."""
+    tolls: dict[str, list[int]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in (report for report in reports if getattr(report, "when", None) == "call"):
+            for kind, *counts in (value for name, value in report.user_properties if name == "fault"):
+                tolls[kind] = [sum(pair) for pair in zip(tolls.get(kind, [0] * len(counts)), counts)]
+    if tolls:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(f"{'fault':30}{'rounds':>8}{'invites':>9}{'lost':>6}{'used twice':>12}")
+        for kind, (rounds, invites, lost, twice) in sorted(tolls.items()):
+            terminalreporter.write_line(f"{kind:30}{rounds:>8}{invites:>9}{lost:>6}{twice:>12}")

@@ -47,10 +47,11 @@ def test_every_other_command_is_run_by_what_is_named(checkout: Path) -> None:
         assert text.format(*match.groups()) in (checkout / file).read_text(), f"{file} does not run: {line}"
 
 
-@pytest.mark.parametrize("option", [
-        "invite_expiry", "invite_history", "invite_storage", "invite_limits", "invite_limits_allow_unknown_age", "invite_token_at_rest",
-        "invites_page", "invites_page_supports",
-    ])
+@pytest.mark.parametrize(
+    "option",
+    ["invite_expiry", "invite_history", "invite_storage", "invite_postgresql", "invite_postgresql_deadline",
+     "invite_limits", "invite_limits_allow_unknown_age", "invite_token_at_rest", "invites_page", "invites_page_supports"],
+)
 def test_every_option_in_the_table_is_one_that_is_read(checkout: Path, option: str) -> None:
     assert f"| `{option}` |" in (checkout / "README.md").read_text()
     assert f'"{option}"' in (checkout / "lua" / "mod_invites" / "mod_invites.lua").read_text()

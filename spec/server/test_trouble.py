@@ -274,10 +274,12 @@ async def test_a_database_locked_at_first_use_keeps_nobody_waiting_long_either(m
 
 
 class OnASmallDisk(Prosody):
-    """Its data directory is a file system of one megabyte, seen by the server alone and gone with it."""
+    """Its data directory is a small file system, seen by the server alone and gone with it."""
+
+    SIZE = "1m"
 
     def _as_user(self) -> list[str]:
-        mount = f'mount -t tmpfs -o size=1m,mode=777 tmpfs "{self.data_path}" && exec "$@"'
+        mount = f'mount -t tmpfs -o size={self.SIZE},mode=777 tmpfs "{self.data_path}" && exec "$@"'
         return ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", *super()._as_user()]
 
     @property

@@ -74,7 +74,6 @@ impl Bundled {
 	/// an invite that is for a contact alone is made up from `now`.
 	pub(super) fn read(
 		&self,
-		lua: &Lua,
 		host: &str,
 		host_rows: Option<&Table>,
 		user_rows: &Table,
@@ -85,7 +84,7 @@ impl Bundled {
 		if let Some(rows) = host_rows {
 			for row in rows.pairs::<Value, Value>() {
 				let (token, row) = row?;
-				found.add(self.read_host_row(lua, host, &token, &row));
+				found.add(self.read_host_row(host, &token, &row));
 			}
 		}
 		for user in user_rows.pairs::<String, Table>() {
@@ -103,13 +102,7 @@ impl Bundled {
 		Ok(found)
 	}
 
-	fn read_host_row(
-		&self,
-		lua: &Lua,
-		host: &str,
-		token: &Value,
-		row: &Value,
-	) -> LuaResult<Result<Invite, Failure>> {
+	fn read_host_row(&self, host: &str, token: &Value, row: &Value) -> LuaResult<Result<Invite, Failure>> {
 		let Some(token) = read_token(token) else { return Ok(Err(no_token())) };
 		let mut invite = new(host, &token, 0);
 		let refuse =
@@ -143,7 +136,7 @@ impl Bundled {
 		// Written otherwise, they would count as fields that say something else than the columns.
 		row.raw_set("created_at", created_at)?;
 		row.raw_set("jid", invite.jid())?;
-		Ok(absorb(lua, &mut invite, &token, row, &self.null)?.map(|()| invite))
+		Ok(absorb(&mut invite, &token, row, &self.null)?.map(|()| invite))
 	}
 
 	fn read_user_row(

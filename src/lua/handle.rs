@@ -155,7 +155,7 @@ impl Handle {
 	}
 
 	fn save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<Saved, Failure>> {
-		let (invite, restored) = match self.complete(lua, table, draft)? {
+		let (invite, restored) = match self.complete(table, draft)? {
 			Ok(complete) => complete,
 			Err(failure) => return Ok(Err(failure)),
 		};
@@ -169,9 +169,9 @@ impl Handle {
 		}
 	}
 
-	fn may_save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
+	fn may_save(&self, table: &Table, draft: &Draft) -> LuaResult<Result<bool, Failure>> {
 		let Some(allowance) = &draft.allowance else { return Ok(Ok(true)) };
-		Ok(match self.complete(lua, table, draft)? {
+		Ok(match self.complete(table, draft)? {
 			Ok((invite, _)) => self
 				.invites
 				.check_limits(&invite, allowance, clock::now())
@@ -184,12 +184,11 @@ impl Handle {
 	/// The invite as its caller and handlers have left it, and the names of what they must not change and did.
 	pub(super) fn complete(
 		&self,
-		lua: &Lua,
 		table: &Table,
 		draft: &Draft,
 	) -> LuaResult<Result<(Invite, Vec<&'static str>), Failure>> {
 		let mut invite = draft.invite.clone();
-		Ok(match take_over(lua, &mut invite, &draft.token, table, &self.bundled.null)? {
+		Ok(match take_over(&mut invite, &draft.token, table, &self.bundled.null)? {
 			Ok(restored) => Ok((invite, restored)),
 			// The name of a field may be, or hold, the token.
 			Err(Failure::Misuse(text)) => {
@@ -218,7 +217,7 @@ impl Handle {
 		user_rows: &Table,
 	) -> LuaResult<Result<Table, Failure>> {
 		let now = clock::now();
-		let found = self.bundled.read(lua, self.invites.host(), host_rows, user_rows, now)?;
+		let found = self.bundled.read(self.invites.host(), host_rows, user_rows, now)?;
 		let (expired, good): (Vec<Invite>, Vec<Invite>) =
 			found.invites.into_iter().partition(|invite| invite.is_expired(now));
 		let records: Vec<Record> = good.into_iter().map(Record::from).collect();
@@ -565,8 +564,8 @@ impl UserData for Handle {
 		operator::add_methods(methods);
 		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
 		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
-		methods.add_method("may_save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
-			outcome(this.may_save(lua, &table, &draft))
+		methods.add_method("may_save", |_, this, (table, draft): (Table, UserDataRef<Draft>)| {
+			outcome(this.may_save(&table, &draft))
 		});
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
 		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {

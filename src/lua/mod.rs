@@ -24,6 +24,7 @@ mod conformance;
 mod handle;
 mod operator;
 mod policy;
+mod postgresql;
 mod progress;
 mod prosody;
 mod table;
@@ -96,11 +97,13 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 	result.map(Outcome)
 }
 
-/// `open { host, storage, path, lock_wait_ms, bundled, token_at_rest, limits, allows_unknown_age, null, nodeprep }`: `storage`
-/// is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another process), `"prosody"` (with
-/// `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`; `token_at_rest` is `"plain"` or `"digest"`; `limits` is the
-/// option `invite_limits` (see [`policy`]), and `allows_unknown_age` whether an account of unknown age counts as old enough;
-/// `null` is `util.json.null`, `nodeprep` that of `util.encodings`.
+/// `open { host, storage, path, lock_wait_ms, postgresql, deadline, bundled, token_at_rest, limits, allows_unknown_age, null,
+/// nodeprep }`: `storage` is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another
+/// process), `"postgresql"` (with `postgresql`, a URL or nil, and `deadline`, the seconds that a call may take), `"prosody"`
+/// (with `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`;
+/// `token_at_rest` is `"plain"` or `"digest"`; `limits` is the option `invite_limits` (see [`policy`]), and
+/// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
+/// `util.encodings`.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
@@ -111,6 +114,10 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 			let lock_wait: u64 = options.get("lock_wait_ms")?;
 			SqliteStore::shared(Path::new(OsStr::from_bytes(&path)), Duration::from_millis(lock_wait))
 		}
+		"postgresql" => match postgresql::open(options)? {
+			Ok(store) => store,
+			Err(failure) => return Ok(Err(failure)),
+		},
 		"prosody" => {
 			let storage = HostStorage::new(lua, &options.get("bundled")?, bundled.clone())?;
 			if options.get("try_out")?
@@ -130,7 +137,7 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 		}
 		other => {
 			return Ok(Err(Failure::Misuse(format!(
-				"invite_storage = {other:?} is unknown: use \"sqlite\", \"prosody\", or \"memory\" for tests"
+				"invite_storage = {other:?} is unknown: use \"sqlite\", \"postgresql\", \"prosody\", or \"memory\" for tests"
 			))));
 		}
 	};
@@ -172,7 +179,7 @@ fn json(value: Value) -> LuaResult<Result<String, Failure>> {
 }
 
 /// Called by `require "prosody_invites"`.
-#[mlua::lua_module]
+#[mlua::lua_module(skip_memory_check)]
 fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 	let library = lua.create_table()?;
 	library.set("version", env!("CARGO_PKG_VERSION"))?;
@@ -186,6 +193,7 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 		"close",
 		lua.create_function(|_, ()| {
 			SqliteStore::close_shared();
+			postgresql::close();
 			Ok(())
 		})?,
 	)?;

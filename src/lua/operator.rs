@@ -81,7 +81,7 @@ impl Handle {
 		for pair in pairs.sequence_values::<Table>() {
 			let pair = pair?;
 			let draft: UserDataRef<Draft> = pair.get(2)?;
-			match self.complete(lua, &pair.get(1)?, &draft)? {
+			match self.complete(&pair.get(1)?, &draft)? {
 				Ok((invite, _)) => invites.push(invite.into()),
 				Err(failure) => return Ok(Err(failure)),
 			}

@@ -191,12 +191,11 @@ impl Backing for HostStorage {
 	}
 
 	fn load(&self, host: &str) -> Result<Vec<Invite>, StoreError> {
-		let lua = self.lua.upgrade();
 		let now = clock::now();
 		let (host_rows, user_rows): (Option<Table>, Table) = self.call(&self.read, host)?;
 		let found = self
 			.bundled
-			.read(&lua, host, host_rows.as_ref(), &user_rows, now)
+			.read(host, host_rows.as_ref(), &user_rows, now)
 			.map_err(|error| failed(first_line(&error)))?;
 		for why in found.unreadable {
 			let told =

@@ -9,15 +9,12 @@ use crate::invite::{Invite, Kind, Type};
 use crate::listing::Part;
 use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::Token;
-use crate::value::{Table as StoredTable, Value as Stored};
-
-/// What a handler of `invite-created` may not change: the identity of the invite.
-const FIXED: [&str; 4] = ["token", "type", "created_at", "jid"];
+use crate::value::Value as Stored;
 
 /// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it. Without a token the public
 /// id stands in its place, and there are no links.
 pub(super) fn describe(lua: &Lua, invite: &Invite, token: Option<&Token>, null: &Null) -> LuaResult<Table> {
-	let table = lua.create_table_with_capacity(0, 12)?;
+	let table = lua.create_table_with_capacity(0, 7 + invite.fields.entries().len())?;
 	table.raw_set("type", invite.invite_type.as_str())?;
 	table.raw_set("jid", invite.jid())?;
 	table.raw_set("created_at", invite.created_at)?;
@@ -47,7 +44,8 @@ pub(super) fn validated(
 	purpose: Purpose,
 	null: &Null,
 ) -> LuaResult<Table> {
-	let table = lua.create_table_with_capacity(0, 10)?;
+	// No larger than it must be, for this is done most often: a table of Lua has room for 8 or 16.
+	let table = lua.create_table_with_capacity(0, if invite.username.is_some() { 10 } else { 8 })?;
 	table.raw_set("token", token.reveal())?;
 	table.raw_set("type", invite.invite_type.as_str())?;
 	set_some(&table, "username", invite.username.as_deref())?;
@@ -74,30 +72,49 @@ pub(super) fn expires(invite: &Invite) -> Value {
 	invite.expires.map_or(Value::Number(f64::INFINITY), Value::Integer)
 }
 
-/// Takes over what the caller and the handlers of `invite-created` put on the table of a prepared invite. Changes to
-/// [`FIXED`] fields are undone on the table; their names are returned.
+/// Takes over what the caller and the handlers of `invite-created` put on the table of a prepared invite. Changes to its
+/// identity are undone on the table; the names of those fields are returned.
 pub(super) fn take_over(
-	lua: &Lua,
 	invite: &mut Invite,
 	token: &Token,
 	table: &Table,
 	null: &Null,
 ) -> LuaResult<Result<Vec<&'static str>, Failure>> {
-	let original = describe(lua, invite, Some(token), null)?;
 	let mut restored = Vec::new();
-	for name in FIXED {
-		let value: Value = original.raw_get(name)?;
-		if table.raw_get::<Value>(name)? != value {
-			table.raw_set(name, value)?;
-			restored.push(name);
+	for name in ["token", "type", "created_at", "jid"] {
+		if says(invite, token, name, &table.raw_get(name)?) {
+			continue;
 		}
+		match name {
+			"token" => table.raw_set(name, token.reveal())?,
+			"type" => table.raw_set(name, invite.invite_type.as_str())?,
+			"created_at" => table.raw_set(name, invite.created_at)?,
+			_ => table.raw_set(name, invite.jid())?,
+		}
+		restored.push(name);
 	}
-	Ok(absorb(lua, invite, token, table, null)?.map(|()| restored))
+	Ok(absorb(invite, token, table, null)?.map(|()| restored))
+}
+
+/// Whether the columns of an invite say of it what a field of its table says, so that the field need not be kept.
+fn says(invite: &Invite, token: &Token, name: &str, value: &Value) -> bool {
+	let text = |known: &str| matches!(value, Value::String(text) if *text == known);
+	match name {
+		"token" => text(token.reveal()),
+		"type" => text(invite.invite_type.as_str()),
+		"jid" => text(&invite.jid()),
+		"uri" => text(&invite.uri(token)),
+		"created_at" => *value == Value::Integer(invite.created_at),
+		"allow_registration" => invite.allow_registration && *value == Value::Boolean(true),
+		"reusable" => invite.max_uses.is_none() && *value == Value::Boolean(true),
+		"uses" => invite.uses > 0 && *value == Value::Integer(invite.uses.into()),
+		"expires" | "max_uses" => true,
+		_ => false,
+	}
 }
 
 /// Takes over what an invite table says beyond the identity of the invite.
 pub(super) fn absorb(
-	lua: &Lua,
 	invite: &mut Invite,
 	token: &Token,
 	table: &Table,
@@ -118,9 +135,6 @@ pub(super) fn absorb(
 	};
 	invite.allow_registration = is_truthy(&table.raw_get("allow_registration")?);
 
-	// What the columns say again when they are read need not be kept beside them; what they would not is.
-	let said =
-		describe(lua, &Invite { fields: StoredTable::default(), ..invite.clone() }, Some(token), null)?;
 	let mut fields = Vec::new();
 	for pair in table.pairs::<Value, Value>() {
 		let (key, value) = pair?;
@@ -131,7 +145,7 @@ pub(super) fn absorb(
 			))));
 		};
 		let name = name.as_bytes().to_vec();
-		if name == b"expires" || name == b"max_uses" || said.raw_get::<Value>(key)? == value {
+		if str::from_utf8(&name).is_ok_and(|name| says(invite, token, name, &value)) {
 			continue;
 		}
 		match read(value, &name.escape_ascii().to_string(), null)? {

@@ -132,7 +132,9 @@ pub(super) fn write(lua: &Lua, value: &Stored, null: &Null) -> LuaResult<Value> 
 		Stored::Float(value) => Value::Number(*value),
 		Stored::Str(bytes) => Value::String(lua.create_string(bytes)?),
 		Stored::Table(stored) => {
-			let table = lua.create_table()?;
+			// Of its final size at once: Lua would make it anew as it grows.
+			let listed = stored.entries().iter().filter(|(key, _)| matches!(key, Stored::Int(_))).count();
+			let table = lua.create_table_with_capacity(listed, stored.entries().len() - listed)?;
 			write_entries(lua, stored, null, &table)?;
 			Value::Table(table)
 		}

@@ -7,6 +7,8 @@
 #[cfg(any(test, feature = "conformance"))]
 pub(crate) mod conformance;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod sqlite;
 
 use std::error::Error;

@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use rusqlite::Error::FromSqlConversionFailure;
 use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
+use rusqlite::types::FromSql;
 use rusqlite::{
 	Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, named_params,
 };
@@ -37,8 +39,7 @@ use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
-/// Public for the benchmark, which gives its bare SQLite the same.
-pub const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 2] = [
 	include_str!("sqlite/1_invites.sql"),
 	concat!(include_str!("sqlite/2_history.sql"), include_str!("sqlite/2_inviters.sql")),
 ];
@@ -63,12 +64,13 @@ static IMPORT: LazyLock<String> = LazyLock::new(|| format!("{CREATE} ON CONFLICT
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const FIND: &str = "SELECT * FROM invite WHERE host = :host AND digest = :digest";
 
-/// Writes back what can change of an invite.
-const UPDATE: &str = "UPDATE invite SET token = :token, expires = :expires, uses = :uses, paused = :paused, \
+/// Writes back what can change of an invite. Public for the benchmark, which runs it on bare SQLite.
+pub const UPDATE: &str = "UPDATE invite SET token = :token, expires = :expires, uses = :uses, paused = :paused, \
 	revoked_at = :revoked_at, revoked_why = :revoked_why, revoked_by = :revoked_by, ended_at = :ended_at, \
 	fields = :fields WHERE host = :host AND digest = :digest";
 
-const OPEN_INVITES: &str = "SELECT * FROM invite WHERE host = :host AND digest > :after AND ended_at IS NULL \
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const OPEN_INVITES: &str = "SELECT * FROM invite WHERE host = :host AND digest > :after AND ended_at IS NULL \
 	ORDER BY digest LIMIT :limit";
 
 const ALL_INVITES: &str =
@@ -94,7 +96,8 @@ const PURGE: &str = "DELETE FROM invite WHERE host = :host AND digest = :digest"
 
 const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = :host AND digest = :digest";
 
-const OPEN_INVITES_OF_USER: &str =
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const OPEN_INVITES_OF_USER: &str =
 	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
 
 const OPEN_INVITES_OF_INVITER: &str =
@@ -121,19 +124,22 @@ const NEWEST_OF_INVITER: &str = "SELECT created_at FROM invite WHERE host = :hos
 const DUE: &str = "SELECT * FROM invite WHERE host = :host AND expires < :now AND ended_at IS NULL \
 	ORDER BY expires LIMIT :limit";
 
-const CLAIM: &str = "INSERT INTO claim (host, nonce, digest, purpose, invitee, boot, lease_end) \
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const CLAIM: &str = "INSERT INTO claim (host, nonce, digest, purpose, invitee, boot, lease_end) \
 	VALUES (:host, :nonce, :digest, :purpose, :invitee, :boot, :lease_end)";
 
-/// The table holds only what is under way now, so it is read from end to end.
-const CLAIMS: &str = "SELECT * FROM claim WHERE host = :host";
+/// The table holds only what is under way now, so it is read from end to end. Public for the benchmark, which runs it on bare SQLite.
+pub const CLAIMS: &str = "SELECT * FROM claim WHERE host = :host";
 
 const RELEASE: &str = "DELETE FROM claim WHERE host = :host AND nonce = :nonce AND (:stale_at IS NULL OR lease_end < :stale_at)";
 
-const REDEEMED_CLAIM: &str = "DELETE FROM claim WHERE host = :host AND nonce = :nonce RETURNING *";
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const REDEEMED_CLAIM: &str = "DELETE FROM claim WHERE host = :host AND nonce = :nonce RETURNING *";
 
 const RENEW: &str = "UPDATE claim SET lease_end = :lease_end WHERE host = :host AND nonce = :nonce";
 
-const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpose, invitee, source, used_at) \
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpose, invitee, source, used_at) \
 	VALUES (:host, :digest, :nonce, :purpose, :invitee, :source, :used_at)";
 
 const IS_REDEEMED: &str =
@@ -477,33 +483,57 @@ fn damaged(digest: &Digest, source: impl Into<Source>) -> StoreError {
 	StoreError::Damaged { id: digest.id().to_string(), source: source.into() }
 }
 
+/// The columns of a row one after the other. To look each up by its name takes longer than all else about a row.
+struct Columns<'a, 'row> {
+	row: &'a Row<'row>,
+	next: usize,
+}
+
+impl<'a> Columns<'a, '_> {
+	fn next<T: FromSql>(&mut self) -> Result<T, rusqlite::Error> {
+		self.next += 1;
+		self.row.get(self.next - 1)
+	}
+
+	fn next_text(&mut self) -> Result<Option<&'a str>, rusqlite::Error> {
+		self.next += 1;
+		let value = self.row.get_ref(self.next - 1)?;
+		value
+			.as_str_or_null()
+			.map_err(|error| FromSqlConversionFailure(self.next - 1, value.data_type(), error.into()))
+	}
+}
+
+/// Reads `SELECT *`: the order is that of the table, to which migrations append.
 fn read_invite(row: &Row<'_>) -> Result<Invite, Trouble> {
-	let digest = Digest::from_bytes(row.get("digest")?);
-	let word: String = row.get("type")?;
-	let fields: Option<String> = row.get("fields")?;
-	let fields = match fields.as_deref().map(Value::decode) {
-		None => Table::default(),
-		Some(Ok(Value::Table(fields))) => fields,
-		Some(Ok(_)) => return Err(damaged(&digest, "its additional data is no table").into()),
-		Some(Err(error)) => return Err(damaged(&digest, error).into()),
-	};
+	let mut columns = Columns { row, next: 0 };
+	let host = columns.next()?;
+	let digest = Digest::from_bytes(columns.next()?);
+	let token: Option<String> = columns.next()?;
+	let invite_type = columns.next_text()?.and_then(Type::from_stored);
+	let _kind = columns.next_text()?;
 	Ok(Invite {
-		host: row.get("host")?,
+		host,
 		digest,
-		token: row.get::<_, Option<String>>("token")?.map(Token::from_stored),
-		invite_type: Type::from_stored(&word).ok_or_else(|| damaged(&digest, "its type is unknown"))?,
-		username: row.get("username")?,
-		allow_registration: row.get("allow_registration")?,
-		created_at: row.get("created_at")?,
-		expires: row.get("expires")?,
-		max_uses: row.get("max_uses")?,
-		uses: row.get("uses")?,
-		paused: row.get("paused")?,
-		revoked_at: row.get("revoked_at")?,
-		revoked_why: row.get("revoked_why")?,
-		revoked_by: row.get("revoked_by")?,
-		ended_at: row.get("ended_at")?,
-		fields,
+		token: token.map(Token::from_stored),
+		invite_type: invite_type.ok_or_else(|| damaged(&digest, "its type is unknown"))?,
+		username: columns.next()?,
+		allow_registration: columns.next()?,
+		created_at: columns.next()?,
+		expires: columns.next()?,
+		max_uses: columns.next()?,
+		uses: columns.next()?,
+		paused: columns.next()?,
+		revoked_at: columns.next()?,
+		revoked_why: columns.next()?,
+		ended_at: columns.next()?,
+		fields: match columns.next_text()?.map(Value::decode) {
+			None => Table::default(),
+			Some(Ok(Value::Table(fields))) => fields,
+			Some(Ok(_)) => return Err(damaged(&digest, "its additional data is no table").into()),
+			Some(Err(error)) => return Err(damaged(&digest, error).into()),
+		},
+		revoked_by: columns.next()?,
 	})
 }
 

@@ -1,0 +1,404 @@
+"""What `make bench` measures: mod_invites in real servers, ours and the bundled one on each of their storages, and the
+same statements without any server.
+
+Every server runs the same driver, below: it calls the public functions as other modules call them, and times each call.
+"""
+
+import hashlib
+import json
+import random
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+from prosody import BUNDLED, CHECKOUT, Prosody
+
+HOST = "example.com"
+WEEK, DAY = 7 * 86400, 86400
+#: About 100 bytes as JSON. No roles: giving them is the work of another module.
+ADDITIONAL_DATA = {
+    "groups": ["reading-group"], "note": "for the people of the town library", "source": "desk@example.com",
+}
+#: As many tokens are known of each store; more would not make what is looked up any more random.
+SAMPLE = 5000
+#: What their tokens begin with in the bundled module's stores; ten digits follow.
+PREFIX = "BenchmarkToken"
+#: And never fewer than these.
+LEAST = 5
+#: For one request to a server: rewriting a million invites takes the bundled module this long.
+PATIENCE = 900
+
+Microseconds = list[float]
+
+
+class Void(Exception):
+    """What was measured cannot be compared."""
+
+
+DRIVER = """
+local invites, now = module:depends("invites"), require "util.time".monotonic;
+local spent, count, created = {}, 0, {};
+local run = {};
+
+function run.create()
+    for i = 1, args.number do
+        local start = now();
+        local invite, err = invites.create_account(nil, args.additional_data);
+        spent[i] = (now() - start) * 1e6;
+        created[i] = assert(invite, err).token;
+    end
+    count = args.number;
+end
+
+function run.get()
+    local get = invites.get;
+    for i, token in ipairs(args.tokens) do
+        local start = now();
+        local invite = get(token);
+        spent[i] = (now() - start) * 1e6;
+        count = count + (invite and 1 or 0);
+    end
+end
+
+run["get+use"] = function ()
+    local get = invites.get;
+    for i, token in ipairs(args.tokens) do
+        local start = now();
+        local invite = get(token);
+        local used = invite and invite:use();
+        spent[i] = (now() - start) * 1e6;
+        count = count + (used and 1 or 0);
+    end
+end
+
+-- From the token to the use, as a stream goes through it; the account itself is the work of others.
+function run.register()
+    local get = invites.get;
+    for i, token in ipairs(args.tokens) do
+        local username = ("%s%d"):format(args.names, i);
+        local session = { type = "c2s_unauthed" };
+        local registering = { username = username, host = module.host, ip = "::1", session = session, allowed = true };
+        local registered = { username = username, host = module.host, source = "mod_register", session = session };
+        local start = now();
+        session.validated_invite = get(token);
+        module:fire_event("user-registering", registering);
+        if registering.allowed then module:fire_event("user-registered", registered); end
+        spent[i] = (now() - start) * 1e6;
+        count = count + (registering.allowed and 1 or 0);
+    end
+end
+
+function run.list()
+    local start = now();
+    for _ in invites.pending_account_invites() do count = count + 1; end
+    spent[1] = (now() - start) * 1e6;
+end
+
+run[args.operation]();
+return count, spent, created;
+"""
+
+
+class Side:
+    """One store with `size` pending invites, reached one way."""
+
+    name: str
+    size: int
+    pid: int
+
+    def __init__(self) -> None:
+        self.tokens: list[str] = []
+
+    def ask(self, operation: str, number: int, tokens: list[str]) -> tuple[int, Microseconds, list[str]]:
+        """How many of the calls did what they are for, how long each took, and the tokens that were made."""
+        raise NotImplementedError
+
+    def run(self, operation: str, number: int) -> Microseconds:
+        """`number` calls that do what they are for."""
+        tokens, expected = [], number
+        match operation:
+            case "get hit":
+                tokens = random.choices(self.tokens, k=number)
+            case "get miss":
+                tokens, expected = [secrets.token_hex(12) for _ in range(number)], 0
+            case "get+use" | "register":
+                if len(self.tokens) < number + LEAST:
+                    self.tokens += self.ask("create", number, [])[2]
+                tokens = [self.tokens.pop() for _ in range(number)]
+            case "list":
+                expected = None
+        count, spent, _ = self.ask("get" if operation.startswith("get ") else operation, number, tokens)
+        if expected not in (count, None) or operation == "list" and not self.size / 2 <= count <= self.size * 2 + 300:
+            raise Void(f"{self.name} at {self.size:,}: {count} of {expected} calls did what they are for ({operation})")
+        return spent
+
+    def trim(self) -> None:
+        """Takes away what was created since it was filled."""
+        raise NotImplementedError
+
+    def memory(self) -> int:
+        """Bytes of memory of the process, mapped pages counted."""
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
+        return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:")) * 1024
+
+    def peak(self, operation: str) -> int:
+        """How many bytes more than before the process has at most while it does one thing."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        before = self.memory()
+        self.run(operation, 1)
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024 - before
+
+    def flushes(self, operation: str, number: int, log: Path) -> int:
+        """How often the thread that serves clients waits for the disk."""
+        command = ["strace", "-e", "trace=fsync,fdatasync", "-o", str(log), "-p", str(self.pid)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stderr
+            attached = tracer.stderr.readline()
+            if "attached" not in attached:
+                raise Void(f"cannot look at the flushes of {self.name}: {attached}")
+            self.run(operation, number)
+            tracer.send_signal(signal.SIGINT)
+        return log.read_text().count("sync(")
+
+
+class InServer(Side):
+    """mod_invites in a server of its own."""
+
+    plugin_paths: tuple[Path, ...] = BUNDLED
+    storage = "internal"
+    config = ""
+
+    def __init__(self, version: str, size: int, scratch: Path) -> None:
+        super().__init__()
+        self.size = size
+        data = scratch / f"{self.name}-{size}".replace(" ", "-")
+        data.mkdir()
+        self.server = Prosody(
+            version, plugin_paths=self.plugin_paths, modules=("invites", "invites_register"), data_path=data,
+            storage=self.storage, config=self.config,
+        )
+        self._registrations = 0
+
+    def __enter__(self) -> Self:
+        self.server.start(PATIENCE)
+        self.fill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Nothing of it is looked at any more, and the bundled module may be busy for a minute.
+        self.server.kill()
+        self.server.close()
+
+    @property
+    def pid(self) -> int:
+        assert self.server.pid is not None
+        return self.server.pid
+
+    def fill(self) -> None:
+        raise NotImplementedError
+
+    def ask(self, operation: str, number: int, tokens: list[str]) -> tuple[int, Microseconds, list[str]]:
+        self._registrations += 1
+        count, spent, created = self.server.eval(
+            DRIVER, timeout=PATIENCE, operation=operation, number=number, tokens=tokens,
+            additional_data=ADDITIONAL_DATA, names=f"user{self._registrations}x",
+        )
+        return count, spent or [], created or []
+
+
+class OursOnSqlite(InServer):
+    name = "ours sqlite"
+    plugin_paths = (CHECKOUT / "lua",)
+
+    @property
+    def path(self) -> Path:
+        return self.server.data_path / "invites.sqlite3"
+
+    def trim(self) -> None:
+        trim_sqlite(self)
+
+    def fill(self) -> None:
+        self.ask("create", 1, [])
+        with Bare() as bare:
+            bare.open(self.path, self.path)
+            bare.fill(self.size)
+        self.tokens = sqlite_tokens(self.path)
+
+
+class Bare(Side):
+    """Ours without Prosody, Lua or the domain: the store's statements on SQLite. See benches/bare_sqlite.rs."""
+
+    name = "bare sqlite"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = subprocess.Popen(
+            [CHECKOUT / "spec" / "cargo.sh", "bench", "--quiet", "--locked", "--bench", "bare_sqlite"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+
+    @classmethod
+    def beside(cls, ours: OursOnSqlite) -> Self:
+        """On a copy of the module's file: the same schema, the same invites."""
+        bare = cls()
+        bare.size = ours.size
+        path = ours.path.with_name("bare.sqlite3")
+        shutil.copyfile(ours.path, path)
+        bare.open(path, ours.path)
+        bare.tokens = list(ours.tokens)
+        return bare
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def open(self, path: Path, model: Path) -> None:
+        self.path = path
+        pid, self.journal_mode, self.synchronous = self._ask("open", str(path), str(model))
+        self.pid = int(pid)
+
+    def trim(self) -> None:
+        trim_sqlite(self)
+
+    def fill(self, number: int) -> None:
+        self._ask("fill", str(number))
+
+    def ask(self, operation: str, number: int, tokens: list[str]) -> tuple[int, Microseconds, list[str]]:
+        answer = self._ask(operation, *(tokens or [str(number)]))
+        spent = [int(word) / 1000 for word in answer[1:] if word.isdecimal()]
+        return int(answer[0]), spent, [word for word in answer[1:] if not word.isdecimal()]
+
+    def _ask(self, *words: str) -> list[str]:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write("\t".join(words) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise Void("bare_sqlite ended early")
+        return answer.rstrip("\n").split("\t")
+
+
+class Bundled(InServer):
+    """The module that Prosody brings, on one of its storages."""
+
+    def fill(self) -> None:
+        self.server.eval(
+            """
+            local store, now = module:open_store("invite_token"), os.time();
+            local rows = {};
+            -- What is stored in one file may not hold one table twice.
+            local function copy(t)
+                if type(t) ~= "table" then return t; end
+                local new = {};
+                for k, v in pairs(t) do new[k] = copy(v); end
+                return new;
+            end
+            for i = 1, args.size do
+                local token = ("%s%010d"):format(args.prefix, i);
+                local created_at = now - math.floor(i / args.size * 6 * 86400);
+                rows[token] = {
+                    type = "register", jid = module.host, token = token, allow_registration = true, reusable = false,
+                    uri = ("xmpp:%s?register;preauth=%s"):format(module.host, token),
+                    additional_data = copy(args.additional_data), created_at = created_at, expires = created_at + 7 * 86400,
+                };
+            end
+            assert(store:set(nil, rows));
+            """,
+            timeout=PATIENCE, size=self.size, prefix=PREFIX, additional_data=ADDITIONAL_DATA,
+        )
+        chosen = random.sample(range(1, self.size + 1), k=min(SAMPLE, self.size))
+        self.tokens = [f"{PREFIX}{number:010d}" for number in chosen]
+
+    def trim(self) -> None:
+        self.server.eval(
+            """
+            local invites, known, extra = module:depends("invites"), {}, {};
+            for _, token in ipairs(args.tokens) do known[token] = true; end
+            for token in invites.pending_account_invites() do
+                if not known[token] then table.insert(extra, token); end
+            end
+            for _, token in ipairs(extra) do assert(invites.delete_account_invite(token)); end
+            """,
+            timeout=PATIENCE, tokens=self.tokens,
+        )
+
+
+class BundledOnInternal(Bundled):
+    name = "bundled internal"
+
+
+class OursOnInternal(BundledOnInternal):
+    """Ours on the same storage, written in the same way."""
+
+    name = "ours prosody"
+    plugin_paths = (CHECKOUT / "lua",)
+    config = 'invite_storage = "prosody";'
+
+
+class BundledOnMemory(Bundled):
+    name = "bundled memory"
+    storage = "memory"
+
+
+class BundledOnSql(Bundled):
+    name = "bundled sql"
+    storage = "sql"
+    config = 'sql = { driver = "SQLite3", database = "prosody.sqlite" };'
+
+    def fill(self) -> None:
+        # Through the module's own interface it is a quarter of an hour for a million.
+        self.ask("create", 1, [])
+        path = self.server.data_path / "prosody.sqlite"
+        with closing(sqlite3.connect(path, timeout=60)) as database, database:
+            now = int(time.time())
+
+            def row(number: int) -> tuple[str, str, str, str, str, str]:
+                token, created_at = f"{PREFIX}{number:010d}", now - number * 6 * DAY // self.size
+                invite = {
+                    "type": "register", "jid": HOST, "token": token, "allow_registration": True, "reusable": False,
+                    "uri": f"xmpp:{HOST}?register;preauth={token}", "additional_data": ADDITIONAL_DATA,
+                    "created_at": created_at, "expires": created_at + WEEK,
+                }
+                return HOST, "", "invite_token", token, "json", json.dumps(invite, separators=(",", ":"))
+
+            numbers = list(range(1, self.size + 1))
+            # In the order in which random tokens come.
+            random.shuffle(numbers)
+            database.executemany(
+                'INSERT INTO prosody ("host", "user", "store", "key", "type", "value") VALUES (?, ?, ?, ?, ?, ?)',
+                map(row, numbers),
+            )
+        self.tokens = [f"{PREFIX}{number:010d}" for number in numbers[:SAMPLE]]
+
+
+def sqlite_tokens(path: Path) -> list[str]:
+    """Of invites from all over the file."""
+    with closing(sqlite3.connect(path)) as database:
+        (stored,) = database.execute("SELECT count(*) FROM invite").fetchone()
+        if stored <= SAMPLE:
+            found = database.execute("SELECT token FROM invite").fetchall()
+        else:
+            find = "SELECT token FROM invite WHERE host = ? AND digest >= ? ORDER BY digest LIMIT 1"
+            places = ((HOST, hashlib.sha256(str(number).encode()).digest()) for number in range(SAMPLE))
+            found = [row for place in places for row in database.execute(find, place)]
+    tokens = list({token for (token,) in found})
+    random.shuffle(tokens)
+    return tokens
+
+
+def trim_sqlite(side: OursOnSqlite | Bare) -> None:
+    with closing(sqlite3.connect(side.path, timeout=60)) as database, database:
+        known = json.dumps(side.tokens)
+        database.execute(
+            "DELETE FROM invite WHERE token IS NULL OR token NOT IN (SELECT value FROM json_each(?))", (known,)
+        )
+        database.execute("DELETE FROM redemption")

@@ -1,0 +1,89 @@
+//! What an operator wants to know of the database.
+
+use std::time::Duration;
+
+use super::PostgresStore;
+use super::connection::MIGRATIONS;
+use crate::check::Finding;
+use crate::clock::{self, Stopwatch};
+
+const LOOK: &str = "SELECT current_setting('server_version') AS server_version, \
+	current_setting('transaction_read_only') = 'on' AS is_read_only, \
+	current_setting('fsync') = 'on' AS is_durable, \
+	(SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser, \
+	extract(epoch FROM clock_timestamp())::BIGINT AS now";
+
+/// Seconds by which the clocks of servers may differ: leases are of a minute.
+const CLOCK_DIFFERENCE: i64 = 5;
+
+/// Prosody serves nobody meanwhile, and a registration asks about twenty times.
+const SLOW_ANSWER: Duration = Duration::from_millis(10);
+
+impl PostgresStore {
+	pub(super) fn look(&self) -> Vec<Finding> {
+		let looked = self.connection.call("checking the database", async |session| {
+			// The first time it is prepared.
+			session.query(LOOK, &[]).await?;
+			let asked = Stopwatch::start();
+			let row = session.query(LOOK, &[]).await?.swap_remove(0);
+			let took = asked.elapsed();
+			let version: String = row.try_get("server_version")?;
+			let found: [bool; 3] =
+				[row.try_get("is_read_only")?, row.try_get("is_durable")?, row.try_get("is_superuser")?];
+			Ok((version, found, row.try_get::<_, i64>("now")?, took))
+		});
+		let address = self.connection.address();
+		let (version, [is_read_only, is_durable, is_superuser], now, took) = match looked {
+			Ok(looked) => looked,
+			Err(error) => return vec![Finding::critical(error.to_string())],
+		};
+		let mut findings = vec![if is_read_only {
+			Finding::critical(format!(
+				"the PostgreSQL database {address} cannot be written: is it a standby?"
+			))
+		} else {
+			Finding::ok(format!(
+				"the PostgreSQL database {address} can be used, with schema {} on PostgreSQL {version}",
+				MIGRATIONS.len()
+			))
+		}];
+		findings.push(if address.is_verified() {
+			Finding::ok("the server of the database is verified, and what is said to it is encrypted")
+		} else if address.is_local() {
+			Finding::ok("the database is on this machine, and is talked to without TLS")
+		} else {
+			Finding::warning(
+				"whoever listens between here and the database can read and change everything: leave sslmode=disable out",
+			)
+		});
+		if !is_durable {
+			findings.push(Finding::warning(
+				"fsync is off in the database: a crash of its machine may damage it, or bring used invites back",
+			));
+		}
+		if is_superuser {
+			findings.push(Finding::warning(
+				"the database is used as a superuser: a user that owns the database, or a schema prosody_invites in it, \
+				 is enough",
+			));
+		}
+		let difference = now - clock::now();
+		findings.push(if difference.abs() > CLOCK_DIFFERENCE {
+			Finding::warning(format!(
+				"the clock of the database is {difference} s ahead of this one: servers that share invites have to agree \
+				 on the time",
+			))
+		} else {
+			Finding::ok("the clocks of the database and of this machine agree")
+		});
+		let took_ms = took.as_secs_f64() * 1000.0;
+		findings.push(if took > SLOW_ANSWER {
+			Finding::warning(format!(
+				"the database takes {took_ms:.1} ms to answer, and Prosody serves nobody else meanwhile"
+			))
+		} else {
+			Finding::ok(format!("the database answers in {took_ms:.1} ms"))
+		});
+		findings
+	}
+}

@@ -1,0 +1,549 @@
+//! The connection to PostgreSQL, how long anybody waits for it, and what is tried again.
+//!
+//! Prosody serves nobody else while it waits, so every call has a **deadline** that is kept here, in this process: a
+//! server that is stopped or cannot be reached keeps no timeout of its own. Whoever runs into it closes the connection.
+//! Then the database is **away**: until the pause that follows is over every call fails at once, and the first one
+//! after it tries again. The pauses grow, but not so long that a database that is back stays unnoticed for five seconds.
+//!
+//! A connection that breaks is replaced within the same call, which then does its work again. Where it broke while a
+//! commit was under way nobody knows whether it took place: see [`Connection::change`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{Either, select, try_join_all};
+use rustls::CertificateError;
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Error, Row, Statement};
+
+use super::address::Address;
+use crate::clock::Stopwatch;
+use crate::store::StoreError;
+
+/// Every schema there was; the newest version in the table `migration` says how many of them the database has seen.
+pub(super) const MIGRATIONS: [&str; 1] = [include_str!("1_invites.sql")];
+
+const SESSION: &str = include_str!("session.sql");
+
+/// Held by whoever looks for migrations to make (an advisory lock: there is no table yet).
+const MIGRATION_LOCK: i64 = i64::from_be_bytes(*b"PInvites");
+
+/// Asked of the catalog's tables: `to_regclass` may still say what it said before somebody else's migration.
+const SCHEMA: &str = "SELECT FROM pg_namespace WHERE nspname = 'prosody_invites'";
+
+const MIGRATED: &str =
+	"SELECT FROM pg_tables WHERE schemaname = 'prosody_invites' AND tablename = 'migration'";
+
+const VERSION: &str = "SELECT coalesce(max(version), 0) FROM prosody_invites.migration";
+
+/// The first pause after the database was found away, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
+
+/// Connections that may break in one call.
+const LOSSES: u32 = 3;
+
+pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// A database, connected to when it is first needed.
+#[derive(Debug)]
+pub(super) struct Connection {
+	address: Address,
+	deadline: Duration,
+	state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+	/// What drives the connection, and the process that made it: not to be used by a child of that one.
+	runtime: Option<(Runtime, u32)>,
+	link: Option<Link>,
+	away: Option<Away>,
+}
+
+/// The database could not be reached, and is not to be waited for before a pause is over.
+struct Away {
+	since: Stopwatch,
+	pause: Duration,
+	problem: String,
+	cause: Option<String>,
+}
+
+struct Link {
+	session: Session,
+	/// Carries the bytes. To be polled beside whatever waits for an answer; ends when the connection does.
+	traffic: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// What statements are sent through.
+pub(super) struct Session {
+	client: Client,
+	statements: RefCell<HashMap<&'static str, Statement>>,
+}
+
+/// How work on the connection failed.
+#[derive(Debug)]
+pub(super) enum Trouble {
+	Postgres(Error),
+	Store(StoreError),
+}
+
+impl From<Error> for Trouble {
+	fn from(error: Error) -> Self {
+		Self::Postgres(error)
+	}
+}
+
+impl From<StoreError> for Trouble {
+	fn from(error: StoreError) -> Self {
+		Self::Store(error)
+	}
+}
+
+/// How all attempts of a call failed.
+enum Failure {
+	/// The database answers.
+	Refused(StoreError),
+	/// It does not, or not so that it could be used.
+	Away(StoreError),
+}
+
+impl Connection {
+	pub(super) fn new(address: Address, deadline: Duration) -> Self {
+		Self { address, deadline, state: Mutex::default() }
+	}
+
+	pub(super) const fn address(&self) -> &Address {
+		&self.address
+	}
+
+	fn lock(&self) -> MutexGuard<'_, State> {
+		// A panic in the middle of a call has taken the connection with it.
+		self.state.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	/// Closes the connection, if this process has it; the next call opens another.
+	pub(super) fn close(&self) {
+		let mut state = self.lock();
+		if state.runtime.as_ref().is_some_and(|(_, process)| *process == std::process::id()) {
+			state.link = None;
+			// A thread that still looks up a host name is not waited for.
+			if let Some((runtime, _)) = state.runtime.take() {
+				runtime.shutdown_background();
+			}
+		}
+	}
+
+	/// Runs `work`, which reads, or does what may be done twice: it is done again if the connection breaks.
+	pub(super) fn call<T>(
+		&self,
+		doing: &str,
+		work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
+		let mut state = self.lock();
+		let State { runtime, link, away } = &mut *state;
+		let (runtime, process) = match runtime {
+			Some(runtime) => runtime,
+			none => {
+				let runtime = Builder::new_current_thread().enable_all().build().map_err(|source| {
+					let problem = "PostgreSQL cannot be used".to_owned();
+					StoreError::Unavailable { problem, source: source.into() }
+				})?;
+				none.insert((runtime, std::process::id()))
+			}
+		};
+		if *process != std::process::id() {
+			return Err(self.unusable("was connected to before this process was forked: restart Prosody"));
+		}
+		if let Some(away) = away.as_ref().filter(|away| away.since.elapsed() < away.pause) {
+			return Err(away.error());
+		}
+		// Put back only where it is known what was done on it: it may be in the middle of a transaction.
+		let mut used = link.take();
+		let attempts =
+			async { tokio::time::timeout(self.deadline, self.attempts(doing, &mut used, work)).await };
+		let failure = match runtime.block_on(attempts) {
+			Ok(Ok(done)) => {
+				(*link, *away) = (used, None);
+				return Ok(done);
+			}
+			Ok(Err(failure)) => failure,
+			Err(_) => {
+				let deadline = self.deadline.as_millis();
+				let problem = format!("did not answer within {deadline} ms; this was while {doing}");
+				Failure::Away(self.unusable(&problem))
+			}
+		};
+		match failure {
+			Failure::Refused(error) => {
+				(*link, *away) = (used, None);
+				Err(error)
+			}
+			Failure::Away(error) => {
+				let pause = away.as_ref().map_or(PAUSES.0, |away| PAUSES.1.min(away.pause * 2));
+				*away = Some(Away::new(&error, pause));
+				Err(error)
+			}
+		}
+	}
+
+	/// Runs `work` in a transaction. Each of its statements sees what others have committed before it began (READ
+	/// COMMITTED): what it decides by, it has to lock.
+	///
+	/// If the connection breaks during the commit, `work` is done again, and is given what the attempt before returned.
+	/// It has to find out whether that one took effect, and to return this if it did. It sees the truth once it
+	/// has the locks that it takes anyway, for the attempt before held them to its end.
+	pub(super) fn change<T>(
+		&self,
+		doing: &str,
+		mut work: impl AsyncFnMut(&Session, Option<&T>) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
+		let mut lost = None;
+		self.call(doing, async |session| {
+			let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+			let done = session.transaction(begin, async || work(session, lost.as_ref()).await).await?;
+			match session.client.batch_execute("COMMIT").await {
+				Ok(()) => Ok(done),
+				Err(error) => {
+					if is_lost(&error) {
+						lost = Some(done);
+					}
+					Err(error.into())
+				}
+			}
+		})
+	}
+
+	/// Runs `work`, which reads several things as they were in one moment.
+	pub(super) fn snapshot<T>(
+		&self,
+		doing: &str,
+		mut work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
+		self.call(doing, async |session| {
+			let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+			let done = session.transaction(begin, async || work(session).await).await?;
+			session.client.batch_execute("COMMIT").await?;
+			Ok(done)
+		})
+	}
+
+	async fn attempts<T>(
+		&self,
+		doing: &str,
+		link: &mut Option<Link>,
+		mut work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
+	) -> Result<T, Failure> {
+		let mut losses = 0;
+		loop {
+			let current = match &mut *link {
+				Some(current) => current,
+				none => none.insert(self.connect().await.map_err(Failure::Away)?),
+			};
+			let error = match current.drive(&mut work).await {
+				Ok(done) => return Ok(done),
+				Err(Trouble::Store(error)) => return Err(Failure::Refused(error)),
+				Err(Trouble::Postgres(error)) => error,
+			};
+			if is_lost(&error) {
+				*link = None;
+				losses += 1;
+				if losses == LOSSES {
+					return Err(Failure::Away(self.unavailable(&format!("was lost while {doing}"), error)));
+				}
+			} else if !is_conflict(&error) {
+				if !matches!(error.code(), Some(&(SqlState::LOCK_NOT_AVAILABLE | SqlState::UNIQUE_VIOLATION)))
+				{
+					// Whatever it is, a new connection may not have it.
+					*link = None;
+				}
+				return Err(Failure::Refused(self.explain(doing, error)));
+			}
+		}
+	}
+
+	async fn connect(&self) -> Result<Link, StoreError> {
+		let tls =
+			self.address.tls().map_err(|error| self.unusable(&format!("cannot be trusted: {error}")))?;
+		let (client, connection) =
+			self.address.config().connect(tls).await.map_err(|error| self.explain_connecting(error))?;
+		let encoding = connection.parameter("server_encoding").map(str::to_owned);
+		let mut link = Link {
+			session: Session { client, statements: RefCell::default() },
+			// How it ended is told to whoever waits for an answer.
+			traffic: Box::pin(async { drop(connection.await) }),
+		};
+		if let Some(encoding) = encoding.filter(|encoding| encoding != "UTF8") {
+			let problem = format!("has the encoding {encoding}: create it anew with ENCODING 'UTF8'");
+			return Err(self.unusable(&problem));
+		}
+		let milliseconds = self.deadline.as_millis();
+		let settings = SESSION
+			.replace("$deadline", &milliseconds.to_string())
+			.replace("$lock_wait", &(milliseconds * 3 / 4).to_string());
+		let prepared = link
+			.drive(async |session| {
+				session.client.batch_execute(&settings).await?;
+				self.migrate(session).await
+			})
+			.await;
+		match prepared {
+			Ok(()) => Ok(link),
+			Err(Trouble::Store(error)) => Err(error),
+			Err(Trouble::Postgres(error)) => Err(self.explain("connecting", error)),
+		}
+	}
+
+	/// Brings the database to our newest schema: of two servers that start at once, the second waits for the first and
+	/// then finds nothing to do.
+	async fn migrate(&self, session: &Session) -> Result<(), Trouble> {
+		if self.version(session).await? == MIGRATIONS.len() {
+			return Ok(());
+		}
+		session
+			.transaction("BEGIN", async || {
+				session.client.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;
+				let seen = self.version(session).await?;
+				for (index, migration) in MIGRATIONS.iter().enumerate().skip(seen) {
+					if index == 0 {
+						// It may have been made by somebody who may make schemas, for a user who may not.
+						if session.client.query_opt(SCHEMA, &[]).await?.is_none() {
+							session.client.batch_execute("CREATE SCHEMA prosody_invites").await?;
+						}
+						session
+							.client
+							.batch_execute("CREATE TABLE migration (version INTEGER PRIMARY KEY)")
+							.await?;
+					}
+					session.client.batch_execute(migration).await?;
+					let version = i32::try_from(index + 1).unwrap_or(i32::MAX);
+					session
+						.client
+						.execute("INSERT INTO migration (version) VALUES ($1)", &[&version])
+						.await?;
+				}
+				Ok(())
+			})
+			.await?;
+		Ok(session.client.batch_execute("COMMIT").await?)
+	}
+
+	async fn version(&self, session: &Session) -> Result<usize, Trouble> {
+		if session.client.query_opt(MIGRATED, &[]).await?.is_none() {
+			return Ok(0);
+		}
+		let found: i32 = session.client.query_one(VERSION, &[]).await?.try_get(0)?;
+		match usize::try_from(found) {
+			Ok(found) if found <= MIGRATIONS.len() => Ok(found),
+			_ => {
+				let problem = format!(
+					"has schema {found}, this version of mod_invites knows schemas up to {}: install the newer version \
+					again",
+					MIGRATIONS.len()
+				);
+				Err(self.unusable(&problem).into())
+			}
+		}
+	}
+
+	/// Says what an operator can do about what PostgreSQL reports.
+	fn explain(&self, doing: &str, error: Error) -> StoreError {
+		let advice = match error.code() {
+			Some(&SqlState::UNIQUE_VIOLATION) => return StoreError::Exists,
+			Some(&SqlState::LOCK_NOT_AVAILABLE) => "is locked by somebody else; try again",
+			Some(&SqlState::QUERY_CANCELED) => "was too slow",
+			Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => "cannot be written: is it a standby?",
+			Some(&SqlState::DISK_FULL) => "has no room on its disk",
+			Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+				"does not let its user work: make that the owner of the database, or of a schema prosody_invites in it"
+			}
+			_ => return self.unavailable(&format!("failed while {doing}"), error),
+		};
+		self.unavailable(&format!("{advice}; this was while {doing}"), error)
+	}
+
+	fn explain_connecting(&self, error: Error) -> StoreError {
+		let certificate = certificate_error(&error);
+		let problem = match (error.code(), certificate) {
+			(_, Some(CertificateError::UnknownIssuer)) => {
+				"has a certificate of an unknown authority: if it is yours, name its certificate as sslrootcert=FILE"
+			}
+			(
+				_,
+				Some(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
+			) => "has a certificate for another host: connect to a name that is in it",
+			(_, Some(_)) => "has a certificate that is not valid",
+			(Some(&(SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION)), _) => {
+				"does not let its user in: look at the user and the password in invite_postgresql, and at pg_hba.conf"
+			}
+			(Some(&SqlState::INVALID_CATALOG_NAME), _) => "does not exist: create it",
+			_ => "cannot be reached",
+		};
+		self.unavailable(problem, error)
+	}
+
+	fn unavailable(&self, problem: &str, error: Error) -> StoreError {
+		StoreError::Unavailable {
+			problem: format!("the PostgreSQL database {} {problem}", self.address),
+			source: Box::new(Said(error)),
+		}
+	}
+
+	fn unusable(&self, problem: &str) -> StoreError {
+		let problem = format!("the PostgreSQL database {} {problem}", self.address);
+		StoreError::Unusable { problem, source: None }
+	}
+}
+
+impl fmt::Debug for State {
+	fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+		f.debug_struct("State")
+			.field("is_connected", &self.link.is_some())
+			.field("is_away", &self.away.is_some())
+			.finish_non_exhaustive()
+	}
+}
+
+impl Away {
+	fn new(error: &StoreError, pause: Duration) -> Self {
+		let (problem, cause) = match error {
+			StoreError::Unavailable { problem, source } => (problem.clone(), Some(source.to_string())),
+			other => (other.to_string(), None),
+		};
+		Self { since: Stopwatch::start(), pause, problem, cause }
+	}
+
+	/// What whoever waited was told.
+	fn error(&self) -> StoreError {
+		match &self.cause {
+			Some(cause) => {
+				StoreError::Unavailable { problem: self.problem.clone(), source: cause.clone().into() }
+			}
+			None => StoreError::Unusable { problem: self.problem.clone(), source: None },
+		}
+	}
+}
+
+impl Link {
+	async fn drive<T>(
+		&mut self,
+		mut work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
+	) -> Result<T, Trouble> {
+		let work = pin!(work(&self.session));
+		match select(work, &mut self.traffic).await {
+			Either::Left((done, _)) => done,
+			// No answer comes any more, and the work is told so.
+			Either::Right(((), work)) => work.await,
+		}
+	}
+}
+
+impl Session {
+	async fn statement(&self, text: &'static str) -> Result<Statement, Error> {
+		if let Some(statement) = self.statements.borrow().get(text) {
+			return Ok(statement.clone());
+		}
+		let statement = self.client.prepare(text).await?;
+		self.statements.borrow_mut().insert(text, statement.clone());
+		Ok(statement)
+	}
+
+	pub(super) async fn query(&self, text: &'static str, params: Params<'_>) -> Result<Vec<Row>, Trouble> {
+		let statement = self.statement(text).await?;
+		Ok(self.client.query(&statement, params).await?)
+	}
+
+	/// How many rows it changed.
+	pub(super) async fn execute(&self, text: &'static str, params: Params<'_>) -> Result<u64, Trouble> {
+		let statement = self.statement(text).await?;
+		Ok(self.client.execute(&statement, params).await?)
+	}
+
+	/// The same for one list of parameters after the other, sent without waiting for answers.
+	pub(super) async fn execute_all(
+		&self,
+		text: &'static str,
+		lists: &[Vec<&(dyn ToSql + Sync)>],
+	) -> Result<Vec<u64>, Trouble> {
+		let statement = self.statement(text).await?;
+		Ok(try_join_all(lists.iter().map(|params| self.client.execute(&statement, params))).await?)
+	}
+
+	/// Begins a transaction and does `work` in it; the commit is left to the caller.
+	async fn transaction<T>(
+		&self,
+		begin: &str,
+		work: impl AsyncFnOnce() -> Result<T, Trouble>,
+	) -> Result<T, Trouble> {
+		self.client.batch_execute(begin).await?;
+		let done = work().await;
+		if done.is_err() {
+			// Of no use where the connection is lost, and then the next statement says so as well.
+			self.client.batch_execute("ROLLBACK").await.ok();
+		}
+		done
+	}
+}
+
+/// Whether the connection is over, be it that the server said so before it went.
+fn is_lost(error: &Error) -> bool {
+	error.as_db_error().map_or_else(
+		|| error.is_closed() || error.source().is_some_and(<dyn StdError>::is::<io::Error>),
+		|error| {
+			matches!(
+				*error.code(),
+				SqlState::ADMIN_SHUTDOWN
+					| SqlState::CRASH_SHUTDOWN
+					| SqlState::CANNOT_CONNECT_NOW
+					| SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+			)
+		},
+	)
+}
+
+/// Whether two transactions got in each other's way, so that another attempt may succeed.
+fn is_conflict(error: &Error) -> bool {
+	matches!(error.code(), Some(&(SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED)))
+}
+
+/// Why the server's certificate was refused, if that is what happened.
+fn certificate_error(error: &Error) -> Option<&CertificateError> {
+	let error = error.source()?.downcast_ref::<io::Error>()?.get_ref()?;
+	match error.downcast_ref()? {
+		rustls::Error::InvalidCertificate(why) => Some(why),
+		_ => None,
+	}
+}
+
+/// An error of tokio-postgres, which by itself says only what kind it is of: in one line, with its causes.
+#[derive(Debug)]
+struct Said(Error);
+
+impl fmt::Display for Said {
+	fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+		if let Some(error) = self.0.as_db_error() {
+			// Without the details, which may hold values, and are lines of their own.
+			return write!(f, "{} (SQLSTATE {})", error.message(), error.code().code());
+		}
+		write!(f, "{}", self.0)?;
+		let mut cause = self.0.source();
+		while let Some(error) = cause {
+			write!(f, ": {error}")?;
+			cause = error.source();
+		}
+		Ok(())
+	}
+}
+
+impl StdError for Said {
+	fn source(&self) -> Option<&(dyn StdError + 'static)> {
+		Some(&self.0)
+	}
+}

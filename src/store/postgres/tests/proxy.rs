@@ -1,0 +1,96 @@
+//! Between a store and its database: passes everything on, until a message comes that it waits for.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+/// What happens to the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+	/// It is cut before the message has gone through.
+	CutBefore,
+	/// The message goes through, the answer does not: the connection is cut.
+	CutAfter,
+	/// The message goes through, and then nothing does any more.
+	Swallow,
+}
+
+type Trap = Arc<Mutex<Option<(Vec<u8>, Fate)>>>;
+
+pub(super) struct Proxy {
+	port: u16,
+	trap: Trap,
+}
+
+impl Proxy {
+	/// Runs until the process ends.
+	pub(super) fn new(socket: String) -> Self {
+		let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+		let port = listener.local_addr().unwrap().port();
+		let trap = Trap::default();
+		let armed = Arc::clone(&trap);
+		std::thread::spawn(move || {
+			for client in listener.incoming() {
+				let (client, server) = (client.unwrap(), UnixStream::connect(&socket).unwrap());
+				let answers = (server.try_clone().unwrap(), client.try_clone().unwrap());
+				std::thread::spawn(move || pass_answers(answers.0, answers.1));
+				let trap = Arc::clone(&armed);
+				std::thread::spawn(move || pass_requests(client, server, &trap));
+			}
+		});
+		Self { port, trap }
+	}
+
+	/// The database of a URL that goes by the socket, through this.
+	pub(super) fn url(&self, url: &str) -> String {
+		let (_, name) = url.rsplit_once('/').unwrap();
+		format!("postgresql://prosody@127.0.0.1:{}/{name}", self.port)
+	}
+
+	/// The next message that holds these bytes is the last of its connection. Others go on.
+	pub(super) fn wait_for(&self, bytes: &[u8], fate: Fate) {
+		*self.trap.lock().unwrap() = Some((bytes.to_vec(), fate));
+	}
+
+	/// Whether the message came.
+	pub(super) fn has_struck(&self) -> bool {
+		self.trap.lock().unwrap().is_none()
+	}
+}
+
+fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap) {
+	let mut buffer = [0; 8192];
+	while let Ok(length @ 1..) = client.read(&mut buffer) {
+		let message = &buffer[..length];
+		let fate = trap
+			.lock()
+			.unwrap()
+			.take_if(|(bytes, _)| message.windows(bytes.len()).any(|window| window == bytes))
+			.map(|(_, fate)| fate);
+		if fate.is_some_and(|fate| fate != Fate::Swallow) {
+			client.shutdown(Shutdown::Both).unwrap();
+		}
+		if fate == Some(Fate::Swallow) {
+			// The thread that passes answers ends with this, and nobody is told.
+			server.shutdown(Shutdown::Read).unwrap();
+			server.write_all(message).unwrap();
+			while let Ok(1..) = client.read(&mut buffer) {}
+			return;
+		}
+		if fate != Some(Fate::CutBefore) && server.write_all(message).is_err() || fate.is_some() {
+			break;
+		}
+	}
+	// Closing ends what it was sent without looking at it; this lets it finish.
+	server.shutdown(Shutdown::Write).ok();
+}
+
+fn pass_answers(mut server: UnixStream, mut client: TcpStream) {
+	let mut buffer = [0; 8192];
+	while let Ok(length @ 1..) = server.read(&mut buffer) {
+		if client.write_all(&buffer[..length]).is_err() {
+			break;
+		}
+	}
+}
