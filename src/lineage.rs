@@ -42,10 +42,10 @@ pub enum Birth {
 	Alone(String),
 }
 
-/// What a use of an invite means for lineage; none if it makes no account.
+/// What a use of an invite, for this username, means for lineage; none if it makes no account.
 #[must_use]
-pub fn birth(invite: &Invite, purpose: Purpose, invitee: Option<&str>, now: Timestamp) -> Option<Birth> {
-	let username = invitee.filter(|_| purpose == Purpose::Account && invite.kind() != Kind::Reset)?;
+pub fn birth(invite: &Invite, purpose: Purpose, username: Option<&str>, now: Timestamp) -> Option<Birth> {
+	let username = username.filter(|_| purpose == Purpose::Account && invite.kind() != Kind::Reset)?;
 	Some(match invite.local_inviter() {
 		Some(inviter) => Birth::Brought(Member {
 			username: username.to_owned(),

@@ -857,12 +857,12 @@ mod tests {
 			roles: [("user".to_owned(), crate::policy::Limits::default())].into(),
 			allows_unknown_age: true,
 		};
-		let inviter = crate::policy::Inviter {
+		let juliet = crate::policy::Inviter {
 			username: "juliet".to_owned(),
 			roles: vec![vec!["user".to_owned()]],
 			account_created: None,
 		};
-		invites.save_within(&limited, &policy.allowance(inviter).unwrap()).unwrap();
+		invites.save_within(&limited, &policy.allowance(juliet).unwrap()).unwrap();
 		assert_eq!(invites.import(&[imported.into()]).unwrap(), 1);
 		for record in store.records("example.com", None, 10).unwrap() {
 			assert_eq!(record.invite.token, None);

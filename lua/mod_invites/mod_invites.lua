@@ -320,8 +320,10 @@ local function draft_of(request, additional_data)
 	invite.reusable = request.reusable;
 	invite.additional_data = additional_data;
 
-	local is_allowed, condition, why_not, limit = handle:may_save(invite, draft);
-	if not is_allowed then return nil, condition, why_not, limit; end
+	if request.inviter then
+		local is_allowed, condition, why_not, limit = handle:may_save(invite, draft);
+		if not is_allowed then return nil, condition, why_not, limit; end
+	end
 	return invite, draft;
 end
 

@@ -39,8 +39,7 @@ use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
-/// Public for the benchmark, which gives its bare SQLite the same.
-pub const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 2] = [
 	include_str!("sqlite/1_invites.sql"),
 	concat!(include_str!("sqlite/2_history.sql"), include_str!("sqlite/2_inviters.sql")),
 ];
