@@ -1,5 +1,7 @@
 //! What the parts of the library take: tokens, marshalling, and each operation of each store, beside a thousand invites.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot be set up measures nothing")]
+
 use std::sync::Arc;
 
 use divan::{Bencher, black_box};

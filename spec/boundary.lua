@@ -1,7 +1,8 @@
 -- spec/boundary.lua CHECKOUT CALLS [SEED]
 -- Calls everything that the library offers to Lua with arguments drawn by chance: senseless ones, and ones that make
 -- nearly sense. Each call returns or raises an error; the library works as before after it, and valgrind, under which
--- spec/valgrind.sh runs this, has nothing to say. Runs with Lua 5.4, in a directory of its own: some methods write files.
+-- spec/valgrind.sh runs this, has nothing to say. Runs with Lua 5.4, in a directory of its own: some methods write
+-- files.
 -- What they print goes to stdout, the result to stderr.
 -- luacheck: std lua54
 

@@ -34,6 +34,7 @@ pub(super) fn open(options: &Table) -> LuaResult<Result<Arc<dyn InviteStore>, Fa
 }
 
 #[cfg(not(feature = "postgres"))]
+#[expect(clippy::unnecessary_wraps, reason = "as with PostgreSQL compiled in")]
 pub(super) fn open(_: &Table) -> LuaResult<Result<Arc<dyn InviteStore>, Failure>> {
 	Ok(Err(Failure::Misuse(
 		"invite_storage = \"postgresql\" needs a library that was built for it: run make build without FEATURES="

@@ -975,12 +975,12 @@ pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(sto
 }
 
 pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn InviteStore) {
-	let never = without_end(store);
+	let endless = without_end(store);
 	let (older, newer) = (bound("older", "juliet"), bound("newer", "juliet"));
 	store.create(&older).unwrap();
 	assert_eq!(store.end_expired("example.com", 10, NOW + 61).unwrap().len(), 1);
-	store.create(&Invite { expires: never, ..newer.clone() }).unwrap();
-	let (_, superseded) = store.extend(&older.host, &older.digest, never, NOW + 61).unwrap().unwrap();
+	store.create(&Invite { expires: endless, ..newer.clone() }).unwrap();
+	let (_, superseded) = store.extend(&older.host, &older.digest, endless, NOW + 61).unwrap().unwrap();
 	assert_eq!(superseded.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [newer.digest]);
 	assert!(!redeem_once(store, &newer));
 	assert!(store.find(&older.host, &older.digest).unwrap().unwrap().revoked_at.is_none());
