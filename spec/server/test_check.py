@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -69,6 +70,13 @@ def test_a_configuration_that_cannot_be_meant_is_a_warning(make: Make, wrong: st
     config, modules, told = WRONG[wrong]
     server = make(start=False, config=config, modules=(*MODULES, *modules))
     assert [told in text for level, text in check(server, 1) if level == "warning"] == [True]
+
+
+def test_no_option_of_the_readme_is_taken_for_a_misspelt_one(checkout: Path) -> None:
+    options = re.findall(r"^\| `(invites?_\w+)` \|", (checkout / "README.md").read_text(), re.M)
+    known = (checkout / "lua" / "mod_invites" / "check.lib.lua").read_text()
+    assert len(options) > 5
+    assert [option for option in options if f"{option} = true" not in known] == []
 
 
 def test_open_and_impossible_registration_are_warnings(make: Make) -> None:
