@@ -129,6 +129,26 @@ describe("the library", function ()
 		assert.equal(native.version, find("mod_invites-"..native.version.."-1.rockspec", "\nversion = \"([^\"]+)%-%d+\"\n"));
 	end);
 
+	it("opens no connection to PostgreSQL, and says what is wrong with an address without showing it", function ()
+		local options = { host = "example.com", storage = "postgresql", deadline = 1, null = null, nodeprep = string.lower };
+		options.postgresql = "postgresql://prosody:secret@nowhere.invalid/prosody";
+		assert(native.open(options));
+		for _, url in ipairs({
+			"secret", "postgresql://prosody:sec@ret@nowhere.invalid/",
+			"postgresql://prosody:secret@nowhere.invalid/?sslmode=require",
+		}) do
+			options.postgresql = url;
+			local handle, condition, text = native.open(options);
+			assert.is_nil(handle);
+			assert.equal("misuse", condition);
+			assert.matches("^invite_postgresql is not understood: ", text);
+			assert.is_nil(text:match("ret@") or text:match("secret@") or text:match("secret$"));
+		end
+		options.postgresql, options.deadline = nil, 0;
+		local _, _, text = native.open(options);
+		assert.matches("invite_postgresql_deadline must be a number of seconds", text);
+	end);
+
 	it("says no to a storage that it does not know", function ()
 		local handle, condition, text = native.open({ host = "example.com", storage = "floppy", nodeprep = string.lower });
 		assert.is_nil(handle);

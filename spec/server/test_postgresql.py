@@ -6,6 +6,7 @@ What every store keeps, and what becomes of each call whose connection is cut in
 
 import asyncio
 import contextlib
+import json
 import re
 import time
 import xml.etree.ElementTree as ET
@@ -210,6 +211,38 @@ def test_what_the_bundled_module_stored_is_taken_over_and_can_go_back(
     server.stop()
     bundled.start()
     assert [bundled.eval(get, token=token) for token in (*tokens, made_here)] == [False, True, True, True]
+
+
+def test_an_operators_commands_work_on_it_as_on_any_other(make: Make, shared_postgres: Postgres) -> None:
+    server, other = (make(shared_postgres.url(shared_postgres.new_database())) for _ in range(2))
+
+    def run(command: str, *args: str, on: Prosody = server, code: int = 0) -> str:
+        done = on.prosodyctl("mod_invites", command, "example.com", *args)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    def listed(on: Prosody = server) -> list[tuple[str, str]]:
+        lines = (run("list", "--json", on=on) + run("history", "--json", on=on)).splitlines()
+        return sorted((row["id"], row["state"]) for row in map(json.loads, lines))
+
+    for args in ((), ("--max-uses", "5"), ("--username", "romeo"), ("--note", "summer")):
+        run("generate", *args)
+    ids = [id for id, _ in listed()]
+    run("revoke", ids[0], "--why", "a mistake")
+    run("pause", ids[1])
+    run("extend", ids[2], "--expires-after", "2 weeks")
+    assert "a mistake" in run("show", ids[0])
+    states = ["revoked", "paused", "pending", "pending"]
+    assert listed() == list(zip(ids, states, strict=True))
+    assert "pending                  2" in run("stats")
+    exported = run("export")
+    assert "4 invites imported" in other.prosodyctl("mod_invites", "import", "example.com", "-", input=exported).stdout
+    assert listed(other) == listed()
+    assert run("export", on=other) == exported
+    found = run("check", code=1)  # fsync is off here
+    assert "can be used, with schema 1 on PostgreSQL 15" in found
+    assert "warning: fsync is off" in found and "critical" not in found
+    assert Postgres.PASSWORD not in found
 
 
 @pytest.mark.parametrize("daemonize", [False, True], ids=["-F", "-D"])

@@ -18,17 +18,20 @@ const NEWEST: &str = "SELECT max(created_at) AS newest FROM invite WHERE host = 
 /// Seconds by which the clocks of servers may differ: leases are of a minute.
 const CLOCK_DIFFERENCE: i64 = 5;
 
-/// Prosody serves nobody meanwhile, and a registration asks about twenty times.
+/// Prosody serves nobody meanwhile, and a registration asks some thirty times.
 const SLOW_ANSWER: Duration = Duration::from_millis(10);
 
 impl PostgresStore {
 	pub(super) fn look(&self, host: &str, now: Timestamp) -> Vec<Finding> {
 		let looked = self.connection.call("checking the database", async |session| {
-			// The first time it is prepared.
-			session.query(LOOK, &[]).await?;
-			let asked = Stopwatch::start();
 			let row = session.query(LOOK, &[]).await?.swap_remove(0);
-			let took = asked.elapsed();
+			// The fastest says how far away it is, the others how busy both sides are.
+			let mut took = Duration::MAX;
+			for _ in 0..5 {
+				let asked = Stopwatch::start();
+				session.query(LOOK, &[]).await?;
+				took = took.min(asked.elapsed());
+			}
 			let version: String = row.try_get("server_version")?;
 			let found: [bool; 3] =
 				[row.try_get("is_read_only")?, row.try_get("is_durable")?, row.try_get("is_superuser")?];
