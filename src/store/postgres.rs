@@ -10,7 +10,8 @@
 //! where each statement sees what was committed before it. So that nothing is committed in between, it first locks:
 //!
 //! 1. the username, where one is to be claimed or bound (an advisory lock, for a name has no row),
-//! 2. the invite (its row, `FOR UPDATE`), in the order of digests where there are several,
+//! 2. the inviter, where limits are to be kept (an advisory lock too),
+//! 3. the invite (its row, `FOR UPDATE`), in the order of digests where there are several,
 //!
 //! always in this order, so that no two wait for each other. Claims are made under the locks of their invite and their
 //! name, so whoever holds these sees all of them. Redeeming or releasing a claim needs no lock on the name: it makes
@@ -44,7 +45,9 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
+use crate::lineage::{Birth, Branch, Member, birth};
 use crate::listing::{Part, Position};
+use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
@@ -53,8 +56,8 @@ pub use address::AddressError;
 use connection::{Connection, Params, Session, Trouble};
 
 const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
-	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields) \
-	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING";
+	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields, inviter) \
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) ON CONFLICT DO NOTHING";
 
 const FIND: &str = "SELECT * FROM invite WHERE host = $1 AND digest = $2";
 
@@ -68,6 +71,30 @@ const OPEN_INVITES: &str =
 	"SELECT * FROM invite WHERE host = $1 AND digest > $2 AND ended_at IS NULL ORDER BY digest LIMIT $3";
 
 const ALL_INVITES: &str = "SELECT * FROM invite WHERE host = $1 AND digest > $2 ORDER BY digest LIMIT $3";
+
+const ALL_INVITES_LOCKED: &str =
+	"SELECT * FROM invite WHERE host = $1 AND digest > $2 ORDER BY digest LIMIT $3 FOR UPDATE";
+
+const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = $1 AND inviter = $2 \
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= $3)";
+
+const NEWEST_OF_INVITER: &str =
+	"SELECT created_at FROM invite WHERE host = $1 AND inviter = $2 ORDER BY created_at DESC LIMIT $3";
+
+const INVITES_OF_INVITER: &str =
+	"SELECT * FROM invite WHERE host = $1 AND inviter = $2 ORDER BY created_at, digest";
+
+const OPEN_INVITES_OF_INVITERS_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND inviter = ANY($2) \
+	AND ended_at IS NULL ORDER BY digest FOR UPDATE";
+
+const BROUGHT_BY: &str = "SELECT * FROM lineage WHERE host = $1 AND inviter = $2 ORDER BY username";
+
+const LINEAGE: &str = "SELECT * FROM lineage WHERE host = $1 AND username = $2";
+
+const BROUGHT: &str = "INSERT INTO lineage (host, username, inviter, digest, joined_at) VALUES ($1, $2, $3, $4, $5) \
+	ON CONFLICT (host, username) DO UPDATE SET inviter = $3, digest = $4, joined_at = $5";
+
+const ALONE: &str = "DELETE FROM lineage WHERE host = $1 AND username = $2";
 
 const OPEN_PART: &str = "SELECT * FROM invite WHERE host = $1 AND ended_at IS NULL \
 	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
@@ -264,6 +291,15 @@ fn read_claim(row: &Row) -> Result<Claim, Trouble> {
 	})
 }
 
+fn read_member(row: &Row) -> Result<Member, Trouble> {
+	Ok(Member {
+		username: row.try_get("username")?,
+		inviter: row.try_get("inviter")?,
+		digest: digest(row)?,
+		joined_at: row.try_get("joined_at")?,
+	})
+}
+
 /// With the digest of its invite.
 fn read_redemption(row: &Row) -> Result<(Digest, Redemption), Trouble> {
 	let digest = digest(row)?;
@@ -293,8 +329,16 @@ impl Session {
 	}
 
 	async fn lock_name(&self, host: &str, username: &str) -> Result<(), Trouble> {
-		// Two names that happen to have one key wait for each other, and that is all.
-		let hash = Sha256::new().chain_update(host).chain_update([0]).chain_update(username).finalize();
+		self.lock_key(&[host, username]).await
+	}
+
+	async fn lock_inviter(&self, host: &str, username: &str) -> Result<(), Trouble> {
+		self.lock_key(&[host, username, "inviter"]).await
+	}
+
+	async fn lock_key(&self, words: &[&str]) -> Result<(), Trouble> {
+		// Two that happen to have one key wait for each other, and that is all.
+		let hash = Sha256::digest(words.join("\0"));
 		let key = hash.iter().take(8).fold(0, |key, byte| key << 8 | i64::from(*byte));
 		self.query(LOCK_NAME, &[&key]).await?;
 		Ok(())
@@ -305,6 +349,63 @@ impl Session {
 		let rows = invites.iter().map(|invite| NewRow::of(invite)).collect::<Result<Vec<_>, _>>()?;
 		let lists: Vec<_> = invites.iter().zip(&rows).map(|(invite, row)| row.all(invite)).collect();
 		Ok(self.execute_all(CREATE, &lists).await?.into_iter().map(|inserted| inserted == 1).collect())
+	}
+
+	/// Stores an invite, and revokes those that it supersedes; with limits, only if these let it. The name that it is bound to
+	/// is locked first.
+	async fn create(
+		&self,
+		invite: &Invite,
+		allowance: Option<&Allowance>,
+	) -> Result<Result<Vec<Invite>, LimitReached>, Trouble> {
+		if let Some(allowance) = allowance {
+			self.lock_inviter(&invite.host, &allowance.inviter).await?;
+			let usage = self.usage(&invite.host, allowance, invite.created_at).await?;
+			if let Err(reached) = decide_creation(invite, allowance, &usage, invite.created_at) {
+				return Ok(Err(reached));
+			}
+		}
+		let superseded = match &invite.username {
+			Some(username) => {
+				let which = |older: &Invite| supersedes(invite, older);
+				self.retire(&invite.host, username, &which, super::SUPERSEDED, invite.created_at).await?
+			}
+			None => Vec::new(),
+		};
+		if self.insert(&[invite]).await?[0] { Ok(Ok(superseded)) } else { Err(StoreError::Exists.into()) }
+	}
+
+	async fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, Trouble> {
+		let (inviter, limit) = (&allowance.inviter, i64::from(allowance.newest()));
+		let counted = self.query(OPEN_OF_INVITER, &[&host, inviter, &now]).await?;
+		let open: i64 = counted.first().map_or(Ok(0), |row| row.try_get(0))?;
+		let read = |row: &Row| Ok(row.try_get(0)?);
+		let newest = self.all(NEWEST_OF_INVITER, &[&host, inviter, &limit], read).await?;
+		Ok(Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest })
+	}
+
+	async fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, Trouble> {
+		Ok(self.all(LINEAGE, &[&host, &username], read_member).await?.pop())
+	}
+
+	async fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, Trouble> {
+		self.all(BROUGHT_BY, &[&host, &inviter], read_member).await
+	}
+
+	/// Keeps who brought an account, if it replaces what is known; whether it did.
+	async fn keep_member(&self, host: &str, member: &Member) -> Result<bool, Trouble> {
+		let may = member.replaces(self.lineage(host, &member.username).await?.as_ref());
+		if may {
+			let params: Params<'_> = &[
+				&host,
+				&member.username,
+				&member.inviter,
+				&&member.digest.as_bytes()[..],
+				&member.joined_at,
+			];
+			self.execute(BROUGHT, params).await?;
+		}
+		Ok(may)
 	}
 
 	async fn find(&self, text: &'static str, host: &str, digest: &Digest) -> Result<Option<Invite>, Trouble> {
@@ -444,6 +545,11 @@ impl Session {
 		let Some(mut invite) = self.find(FIND_LOCKED, &claim.host, &claim.digest).await? else {
 			return Ok(None);
 		};
+		match birth(&invite, claim.purpose, claim.invitee.as_deref(), now) {
+			Some(Birth::Brought(member)) => drop(self.keep_member(&claim.host, &member).await?),
+			Some(Birth::Alone(username)) => drop(self.execute(ALONE, &[&claim.host, &username]).await?),
+			None => (),
+		}
 		invite.add_use(now);
 		self.update(std::slice::from_ref(&invite)).await?;
 		Ok(Some(invite))
@@ -480,6 +586,7 @@ struct NewRow<'a> {
 	max_uses: Option<i64>,
 	uses: i64,
 	fields: Option<String>,
+	inviter: Option<String>,
 }
 
 impl<'a> NewRow<'a> {
@@ -499,6 +606,7 @@ impl<'a> NewRow<'a> {
 			max_uses: invite.max_uses.map(i64::from),
 			uses: i64::from(invite.uses),
 			fields,
+			inviter: invite.local_inviter(),
 		})
 	}
 
@@ -522,6 +630,7 @@ impl<'a> NewRow<'a> {
 			&invite.revoked_by,
 			&invite.ended_at,
 			&self.fields,
+			&self.inviter,
 		]
 	}
 
@@ -572,11 +681,34 @@ impl InviteStore for PostgresStore {
 			{
 				return Ok(superseded.clone());
 			}
-			let which = |older: &Invite| supersedes(invite, older);
-			let superseded =
-				session.retire(&invite.host, username, &which, super::SUPERSEDED, invite.created_at).await?;
-			if session.insert(&[invite]).await?[0] { Ok(superseded) } else { Err(StoreError::Exists.into()) }
+			Ok(session.create(invite, None).await?.unwrap_or_default())
 		})
+	}
+
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
+		type Created = Result<Vec<Invite>, LimitReached>;
+		self.connection.change("storing an invite", async |session, lost: Option<&Created>| {
+			if let Some(username) = &invite.username {
+				session.lock_name(&invite.host, username).await?;
+			}
+			// Locked by the attempt before until its commit took place or not.
+			session.lock_inviter(&invite.host, &allowance.inviter).await?;
+			if let Some(Ok(superseded)) = lost
+				&& session.find(FIND, &invite.host, &invite.digest).await?.is_some()
+			{
+				return Ok(Ok(superseded.clone()));
+			}
+			session.create(invite, Some(allowance)).await
+		})
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
+		self.connection
+			.call("counting the invites of a user", async |session| session.usage(host, allowance, now).await)
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
@@ -602,6 +734,9 @@ impl InviteStore for PostgresStore {
 				for Record { invite, redemptions } in &kept {
 					for redemption in redemptions {
 						session.insert_redemption(&invite.host, &invite.digest, redemption).await?;
+						if let Some(Birth::Brought(member)) = redemption.birth(invite) {
+							session.keep_member(&invite.host, &member).await?;
+						}
 					}
 				}
 				Ok(kept)
@@ -623,6 +758,31 @@ impl InviteStore for PostgresStore {
 				Record { invite, redemptions }
 			};
 			Ok(invites.into_iter().map(record).collect())
+		})
+	}
+
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError> {
+		let doing = "taking tokens out of invites";
+		// Nearly always there is none, and looking for them needs no lock.
+		let (next, is_done) = self.connection.call(doing, async |session| {
+			let page = session.page(ALL_INVITES, host, after, limit).await?;
+			let is_done = page.iter().all(|invite| invite.token.is_none());
+			Ok((super::last_of_full_page(&page, limit), is_done))
+		})?;
+		if is_done {
+			return Ok(next);
+		}
+		self.connection.change(doing, async |session, _: Option<&Option<Digest>>| {
+			let mut page = session.page(ALL_INVITES_LOCKED, host, after, limit).await?;
+			let next = super::last_of_full_page(&page, limit);
+			page.retain_mut(Invite::forget_token);
+			session.update(&page).await?;
+			Ok(next)
 		})
 	}
 
@@ -793,6 +953,57 @@ impl InviteStore for PostgresStore {
 		self.connection.change(doing, async |session, lost: Option<&Vec<Invite>>| {
 			let retired = session.retire(host, username, which, why, now).await?;
 			session.with_lost(retired, lost).await
+		})
+	}
+
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		let doing = "revoking the invites of an inviter";
+		self.connection.change(doing, async |session, lost: Option<&Vec<Invite>>| {
+			let mut inviters = Branch::of(inviter);
+			while let Some(next) = inviters.next_inviter() {
+				inviters.add(if is_branch { session.brought_by(host, &next).await? } else { Vec::new() });
+			}
+			let inviters: Vec<String> = inviters.places().into_iter().map(|place| place.username).collect();
+			let mut retired =
+				session.all(OPEN_INVITES_OF_INVITERS_LOCKED, &[&host, &inviters], read_invite).await?;
+			retired.retain_mut(|invite| invite.revoke(why, by, now));
+			session.update(&retired).await?;
+			session.with_lost(retired, lost).await
+		})
+	}
+
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
+		self.connection.call("listing the invites of an inviter", async |session| {
+			session.all(INVITES_OF_INVITER, &[&host, &inviter], read_invite).await
+		})
+	}
+
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
+		self.connection
+			.call("listing whom somebody brought", async |session| session.brought_by(host, inviter).await)
+	}
+
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
+		self.connection
+			.call("looking up who brought an account", async |session| session.lineage(host, username).await)
+	}
+
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
+		self.connection.change("importing who brought whom", async |session, lost: Option<&usize>| {
+			let mut kept = 0;
+			for member in members {
+				kept += usize::from(session.keep_member(host, member).await?);
+			}
+			// What the attempt before has kept is known to this one.
+			Ok(lost.copied().unwrap_or(0).max(kept))
 		})
 	}
 

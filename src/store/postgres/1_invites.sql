@@ -19,6 +19,7 @@ CREATE TABLE invite (
 	revoked_by         TEXT,                                                -- a module, or the operator's way in
 	ended_at           BIGINT,                                              -- used up, revoked, or seen to have expired
 	fields             TEXT,                                                -- JSON, see src/value.rs
+	inviter            TEXT    COLLATE "C",                                 -- the local user who made it
 	PRIMARY KEY (host, digest)
 );
 
@@ -33,6 +34,12 @@ CREATE INDEX invite_open ON invite (host, created_at, digest) WHERE ended_at IS 
 
 -- What is over, the last ended first; purged from the other end.
 CREATE INDEX invite_ended ON invite (host, ended_at, digest) WHERE ended_at IS NOT NULL;
+
+-- How many somebody has made of late, and what became of them.
+CREATE INDEX invite_inviter ON invite (host, inviter, created_at) WHERE inviter IS NOT NULL;
+
+-- How many of them are open.
+CREATE INDEX invite_inviter_open ON invite (host, inviter, expires) WHERE inviter IS NOT NULL AND ended_at IS NULL;
 
 -- An attempt to redeem that is under way. A handful of rows at any time.
 CREATE TABLE claim (
@@ -57,3 +64,15 @@ CREATE TABLE redemption (
 	used_at BIGINT NOT NULL,
 	PRIMARY KEY (host, digest, nonce)
 );
+
+-- Who invited whom: outlives the invites, which are purged.
+CREATE TABLE lineage (
+	host      TEXT   COLLATE "C" NOT NULL,
+	username  TEXT   COLLATE "C" NOT NULL,                        -- of the account that was brought
+	inviter   TEXT   COLLATE "C" NOT NULL,                        -- by this one
+	digest    BYTEA  NOT NULL CHECK (octet_length(digest) = 32),  -- with this invite
+	joined_at BIGINT,                                             -- NULL: not known
+	PRIMARY KEY (host, username)
+);
+
+CREATE INDEX lineage_inviter ON lineage (host, inviter);
