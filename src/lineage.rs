@@ -68,8 +68,55 @@ pub struct Place {
 	pub depth: usize,
 }
 
-/// Everybody in the branch of `root`, each once: the root itself, and after everybody those whom they brought. `brought_by`
-/// says whom somebody brought.
+/// A branch while it is looked up: everybody once, the root first, and after everybody those whom they brought.
+#[derive(Debug)]
+pub struct Branch {
+	places: Vec<Place>,
+	/// To be placed, the next one last.
+	next: Vec<Place>,
+	// Names can be registered again, by those whom they once brought: there may be circles.
+	seen: BTreeSet<String>,
+}
+
+impl Branch {
+	/// The branch of `root`, of which nobody has been looked up.
+	#[must_use]
+	pub fn of(root: &str) -> Self {
+		let root = root.to_owned();
+		Self {
+			places: Vec::new(),
+			seen: BTreeSet::from([root.clone()]),
+			next: vec![Place { username: root, brought: None, depth: 0 }],
+		}
+	}
+
+	/// Whose members are to be [added](Self::add) next, if anybody's are.
+	pub fn next_inviter(&mut self) -> Option<String> {
+		let place = self.next.pop()?;
+		let username = place.username.clone();
+		self.places.push(place);
+		Some(username)
+	}
+
+	/// Adds those whom the last [`Self::next_inviter`] brought.
+	pub fn add(&mut self, members: Vec<Member>) {
+		let depth = self.places.last().map_or(0, |place| place.depth + 1);
+		for member in members.into_iter().rev() {
+			if self.seen.insert(member.username.clone()) {
+				let username = member.username.clone();
+				self.next.push(Place { username, brought: Some(member), depth });
+			}
+		}
+	}
+
+	/// All that have been looked up.
+	#[must_use]
+	pub fn places(self) -> Vec<Place> {
+		self.places
+	}
+}
+
+/// Everybody in the branch of `root`, where `brought_by` says whom somebody brought.
 ///
 /// # Errors
 /// Those of `brought_by`.
@@ -77,20 +124,11 @@ pub fn branch<E>(
 	root: &str,
 	mut brought_by: impl FnMut(&str) -> Result<Vec<Member>, E>,
 ) -> Result<Vec<Place>, E> {
-	let mut branch = Vec::new();
-	// Names can be registered again, by those whom they once brought: there may be circles.
-	let mut seen = BTreeSet::from([root.to_owned()]);
-	let mut next = vec![Place { username: root.to_owned(), brought: None, depth: 0 }];
-	while let Some(place) = next.pop() {
-		for member in brought_by(&place.username)?.into_iter().rev() {
-			if seen.insert(member.username.clone()) {
-				let username = member.username.clone();
-				next.push(Place { username, brought: Some(member), depth: place.depth + 1 });
-			}
-		}
-		branch.push(place);
+	let mut branch = Branch::of(root);
+	while let Some(inviter) = branch.next_inviter() {
+		branch.add(brought_by(&inviter)?);
 	}
-	Ok(branch)
+	Ok(branch.places())
 }
 
 #[cfg(test)]

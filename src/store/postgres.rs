@@ -9,8 +9,8 @@
 //! A transaction reads what a rule needs, asks the rule, and acts on the answer, at the isolation level READ COMMITTED,
 //! where each statement sees what was committed before it. So that nothing is committed in between, it first locks:
 //!
-//! 1. the inviter, where limits count what they have (an advisory lock, for an inviter has no row),
-//! 2. the username, where one is to be claimed or bound (an advisory lock as well),
+//! 1. the username, where one is to be claimed or bound (an advisory lock, for a name has no row),
+//! 2. the inviter, where limits are to be kept (an advisory lock too),
 //! 3. the invite (its row, `FOR UPDATE`), in the order of digests where there are several,
 //!
 //! always in this order, so that no two wait for each other. Claims are made under the locks of their invite and their
@@ -45,7 +45,7 @@ use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
-use crate::lineage::{Birth, Member, birth, branch};
+use crate::lineage::{Birth, Branch, Member, birth};
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes};
@@ -74,6 +74,27 @@ const ALL_INVITES: &str = "SELECT * FROM invite WHERE host = $1 AND digest > $2 
 
 const ALL_INVITES_LOCKED: &str =
 	"SELECT * FROM invite WHERE host = $1 AND digest > $2 ORDER BY digest LIMIT $3 FOR UPDATE";
+
+const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = $1 AND inviter = $2 \
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= $3)";
+
+const NEWEST_OF_INVITER: &str =
+	"SELECT created_at FROM invite WHERE host = $1 AND inviter = $2 ORDER BY created_at DESC LIMIT $3";
+
+const INVITES_OF_INVITER: &str =
+	"SELECT * FROM invite WHERE host = $1 AND inviter = $2 ORDER BY created_at, digest";
+
+const OPEN_INVITES_OF_INVITERS_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND inviter = ANY($2) \
+	AND ended_at IS NULL ORDER BY digest FOR UPDATE";
+
+const BROUGHT_BY: &str = "SELECT * FROM lineage WHERE host = $1 AND inviter = $2 ORDER BY username";
+
+const LINEAGE: &str = "SELECT * FROM lineage WHERE host = $1 AND username = $2";
+
+const BROUGHT: &str = "INSERT INTO lineage (host, username, inviter, digest, joined_at) VALUES ($1, $2, $3, $4, $5) \
+	ON CONFLICT (host, username) DO UPDATE SET inviter = $3, digest = $4, joined_at = $5";
+
+const ALONE: &str = "DELETE FROM lineage WHERE host = $1 AND username = $2";
 
 const OPEN_PART: &str = "SELECT * FROM invite WHERE host = $1 AND ended_at IS NULL \
 	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
@@ -106,32 +127,6 @@ const OPEN_INVITES_OF_USER: &str =
 
 const OPEN_INVITES_OF_USER_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND username = $2 \
 	AND ended_at IS NULL ORDER BY digest FOR UPDATE";
-
-const OPEN_INVITES_OF_INVITERS_LOCKED: &str = "SELECT * FROM invite WHERE host = $1 AND inviter = ANY($2) \
-	AND ended_at IS NULL ORDER BY digest FOR UPDATE";
-
-const INVITES_OF_INVITER: &str =
-	"SELECT * FROM invite WHERE host = $1 AND inviter = $2 ORDER BY created_at, digest";
-
-const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = $1 AND inviter = $2 \
-	AND ended_at IS NULL AND (expires IS NULL OR expires >= $3)";
-
-const NEWEST_OF_INVITER: &str =
-	"SELECT created_at FROM invite WHERE host = $1 AND inviter = $2 ORDER BY created_at DESC LIMIT $3";
-
-const BROUGHT_BY: &str = "SELECT * FROM lineage WHERE host = $1 AND inviter = $2 ORDER BY username";
-
-/// Whom somebody brought, and whom these brought, and so on; each once, whatever circles there are.
-const BRANCH: &str = "WITH RECURSIVE member AS (SELECT * FROM lineage WHERE host = $1 AND inviter = $2 \
-	UNION SELECT lineage.* FROM lineage JOIN member ON lineage.inviter = member.username WHERE lineage.host = $1) \
-	SELECT * FROM member ORDER BY username";
-
-const LINEAGE: &str = "SELECT * FROM lineage WHERE host = $1 AND username = $2";
-
-const BROUGHT: &str = "INSERT INTO lineage (host, username, inviter, digest, joined_at) VALUES ($1, $2, $3, $4, $5) \
-	ON CONFLICT (host, username) DO UPDATE SET inviter = $3, digest = $4, joined_at = $5";
-
-const ALONE: &str = "DELETE FROM lineage WHERE host = $1 AND username = $2";
 
 const IS_DUE: &str = "SELECT FROM invite WHERE host = $1 AND expires < $2 AND ended_at IS NULL LIMIT 1";
 
@@ -296,6 +291,15 @@ fn read_claim(row: &Row) -> Result<Claim, Trouble> {
 	})
 }
 
+fn read_member(row: &Row) -> Result<Member, Trouble> {
+	Ok(Member {
+		username: row.try_get("username")?,
+		inviter: row.try_get("inviter")?,
+		digest: digest(row)?,
+		joined_at: row.try_get("joined_at")?,
+	})
+}
+
 /// With the digest of its invite.
 fn read_redemption(row: &Row) -> Result<(Digest, Redemption), Trouble> {
 	let digest = digest(row)?;
@@ -307,15 +311,6 @@ fn read_redemption(row: &Row) -> Result<(Digest, Redemption), Trouble> {
 		used_at: row.try_get("used_at")?,
 	};
 	Ok((digest, redemption))
-}
-
-fn read_member(row: &Row) -> Result<Member, Trouble> {
-	Ok(Member {
-		username: row.try_get("username")?,
-		inviter: row.try_get("inviter")?,
-		digest: digest(row)?,
-		joined_at: row.try_get("joined_at")?,
-	})
 }
 
 /// What the domain asks of one session.
@@ -334,16 +329,16 @@ impl Session {
 	}
 
 	async fn lock_name(&self, host: &str, username: &str) -> Result<(), Trouble> {
-		self.lock(&[host, username]).await
+		self.lock_key(&[host, username]).await
 	}
 
-	async fn lock_inviter(&self, host: &str, inviter: &str) -> Result<(), Trouble> {
-		self.lock(&[host, inviter, "inviter"]).await
+	async fn lock_inviter(&self, host: &str, username: &str) -> Result<(), Trouble> {
+		self.lock_key(&[host, username, "inviter"]).await
 	}
 
-	async fn lock(&self, about: &[&str]) -> Result<(), Trouble> {
+	async fn lock_key(&self, words: &[&str]) -> Result<(), Trouble> {
 		// Two that happen to have one key wait for each other, and that is all.
-		let hash = Sha256::digest(about.join("\0"));
+		let hash = Sha256::digest(words.join("\0"));
 		let key = hash.iter().take(8).fold(0, |key, byte| key << 8 | i64::from(*byte));
 		self.query(LOCK_NAME, &[&key]).await?;
 		Ok(())
@@ -354,6 +349,63 @@ impl Session {
 		let rows = invites.iter().map(|invite| NewRow::of(invite)).collect::<Result<Vec<_>, _>>()?;
 		let lists: Vec<_> = invites.iter().zip(&rows).map(|(invite, row)| row.all(invite)).collect();
 		Ok(self.execute_all(CREATE, &lists).await?.into_iter().map(|inserted| inserted == 1).collect())
+	}
+
+	/// Stores an invite, and revokes those that it supersedes; with limits, only if these let it. The name that it is bound to
+	/// is locked first.
+	async fn create(
+		&self,
+		invite: &Invite,
+		allowance: Option<&Allowance>,
+	) -> Result<Result<Vec<Invite>, LimitReached>, Trouble> {
+		if let Some(allowance) = allowance {
+			self.lock_inviter(&invite.host, &allowance.inviter).await?;
+			let usage = self.usage(&invite.host, allowance, invite.created_at).await?;
+			if let Err(reached) = decide_creation(invite, allowance, &usage, invite.created_at) {
+				return Ok(Err(reached));
+			}
+		}
+		let superseded = match &invite.username {
+			Some(username) => {
+				let which = |older: &Invite| supersedes(invite, older);
+				self.retire(&invite.host, username, &which, super::SUPERSEDED, invite.created_at).await?
+			}
+			None => Vec::new(),
+		};
+		if self.insert(&[invite]).await?[0] { Ok(Ok(superseded)) } else { Err(StoreError::Exists.into()) }
+	}
+
+	async fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, Trouble> {
+		let (inviter, limit) = (&allowance.inviter, i64::from(allowance.newest()));
+		let counted = self.query(OPEN_OF_INVITER, &[&host, inviter, &now]).await?;
+		let open: i64 = counted.first().map_or(Ok(0), |row| row.try_get(0))?;
+		let read = |row: &Row| Ok(row.try_get(0)?);
+		let newest = self.all(NEWEST_OF_INVITER, &[&host, inviter, &limit], read).await?;
+		Ok(Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest })
+	}
+
+	async fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, Trouble> {
+		Ok(self.all(LINEAGE, &[&host, &username], read_member).await?.pop())
+	}
+
+	async fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, Trouble> {
+		self.all(BROUGHT_BY, &[&host, &inviter], read_member).await
+	}
+
+	/// Keeps who brought an account, if it replaces what is known; whether it did.
+	async fn keep_member(&self, host: &str, member: &Member) -> Result<bool, Trouble> {
+		let may = member.replaces(self.lineage(host, &member.username).await?.as_ref());
+		if may {
+			let params: Params<'_> = &[
+				&host,
+				&member.username,
+				&member.inviter,
+				&&member.digest.as_bytes()[..],
+				&member.joined_at,
+			];
+			self.execute(BROUGHT, params).await?;
+		}
+		Ok(may)
 	}
 
 	async fn find(&self, text: &'static str, host: &str, digest: &Digest) -> Result<Option<Invite>, Trouble> {
@@ -475,47 +527,6 @@ impl Session {
 		Ok(())
 	}
 
-	/// Keeps who brought an account, if it replaces what is known; whether it did.
-	async fn keep_member(&self, host: &str, member: &Member) -> Result<bool, Trouble> {
-		let known = self.all(LINEAGE, &[&host, &member.username], read_member).await?;
-		let may = member.replaces(known.first());
-		if may {
-			let params: Params<'_> = &[
-				&host,
-				&member.username,
-				&member.inviter,
-				&&member.digest.as_bytes()[..],
-				&member.joined_at,
-			];
-			self.execute(BROUGHT, params).await?;
-		}
-		Ok(may)
-	}
-
-	async fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, Trouble> {
-		let inviter = &allowance.inviter;
-		let open = self
-			.all(OPEN_OF_INVITER, &[&host, inviter, &now], |row| Ok(row.try_get::<_, i64>(0)?))
-			.await?
-			.pop()
-			.unwrap_or_default();
-		let params: Params<'_> = &[&host, inviter, &i64::from(allowance.newest())];
-		let newest = self.all(NEWEST_OF_INVITER, params, |row| Ok(row.try_get(0)?)).await?;
-		Ok(Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest })
-	}
-
-	/// Stores an invite in the place of those that it supersedes, which are returned.
-	async fn create(&self, invite: &Invite) -> Result<Vec<Invite>, Trouble> {
-		let superseded = match &invite.username {
-			Some(username) => {
-				let which = |older: &Invite| supersedes(invite, older);
-				self.retire(&invite.host, username, &which, super::SUPERSEDED, invite.created_at).await?
-			}
-			None => Vec::new(),
-		};
-		if self.insert(&[invite]).await?[0] { Ok(superseded) } else { Err(StoreError::Exists.into()) }
-	}
-
 	/// Counts the use that a claim has become.
 	async fn count(
 		&self,
@@ -535,12 +546,8 @@ impl Session {
 			return Ok(None);
 		};
 		match birth(&invite, claim.purpose, claim.invitee.as_deref(), now) {
-			Some(Birth::Brought(member)) => {
-				self.keep_member(&claim.host, &member).await?;
-			}
-			Some(Birth::Alone(username)) => {
-				self.execute(ALONE, &[&claim.host, &username]).await?;
-			}
+			Some(Birth::Brought(member)) => drop(self.keep_member(&claim.host, &member).await?),
+			Some(Birth::Alone(username)) => drop(self.execute(ALONE, &[&claim.host, &username]).await?),
 			None => (),
 		}
 		invite.add_use(now);
@@ -674,7 +681,7 @@ impl InviteStore for PostgresStore {
 			{
 				return Ok(superseded.clone());
 			}
-			session.create(invite).await
+			Ok(session.create(invite, None).await?.unwrap_or_default())
 		})
 	}
 
@@ -685,27 +692,23 @@ impl InviteStore for PostgresStore {
 	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
 		type Created = Result<Vec<Invite>, LimitReached>;
 		self.connection.change("storing an invite", async |session, lost: Option<&Created>| {
-			session.lock_inviter(&invite.host, &allowance.inviter).await?;
 			if let Some(username) = &invite.username {
 				session.lock_name(&invite.host, username).await?;
 			}
+			// Locked by the attempt before until its commit took place or not.
+			session.lock_inviter(&invite.host, &allowance.inviter).await?;
 			if let Some(Ok(superseded)) = lost
 				&& session.find(FIND, &invite.host, &invite.digest).await?.is_some()
 			{
 				return Ok(Ok(superseded.clone()));
 			}
-			let usage = session.usage(&invite.host, allowance, invite.created_at).await?;
-			match decide_creation(invite, allowance, &usage, invite.created_at) {
-				Ok(()) => session.create(invite).await.map(Ok),
-				Err(reached) => Ok(Err(reached)),
-			}
+			session.create(invite, Some(allowance)).await
 		})
 	}
 
 	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
-		self.connection.snapshot("counting the invites of a user", async |session| {
-			session.usage(host, allowance, now).await
-		})
+		self.connection
+			.call("counting the invites of a user", async |session| session.usage(host, allowance, now).await)
 	}
 
 	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
@@ -766,17 +769,19 @@ impl InviteStore for PostgresStore {
 	) -> Result<Option<Digest>, StoreError> {
 		let doing = "taking tokens out of invites";
 		// Nearly always there is none, and looking for them needs no lock.
-		let page = self
-			.connection
-			.call(doing, async |session| session.page(ALL_INVITES, host, after, limit).await)?;
-		if page.iter().all(|invite| invite.token.is_none()) {
-			return Ok(super::last_of_full_page(&page, limit));
+		let (next, is_done) = self.connection.call(doing, async |session| {
+			let page = session.page(ALL_INVITES, host, after, limit).await?;
+			let is_done = page.iter().all(|invite| invite.token.is_none());
+			Ok((super::last_of_full_page(&page, limit), is_done))
+		})?;
+		if is_done {
+			return Ok(next);
 		}
 		self.connection.change(doing, async |session, _: Option<&Option<Digest>>| {
-			let page = session.page(ALL_INVITES_LOCKED, host, after, limit).await?;
+			let mut page = session.page(ALL_INVITES_LOCKED, host, after, limit).await?;
 			let next = super::last_of_full_page(&page, limit);
-			let forgetful = |mut invite: Invite| invite.forget_token().then_some(invite);
-			session.update(&page.into_iter().filter_map(forgetful).collect::<Vec<_>>()).await?;
+			page.retain_mut(Invite::forget_token);
+			session.update(&page).await?;
 			Ok(next)
 		})
 	}
@@ -962,14 +967,11 @@ impl InviteStore for PostgresStore {
 	) -> Result<Vec<Invite>, StoreError> {
 		let doing = "revoking the invites of an inviter";
 		self.connection.change(doing, async |session, lost: Option<&Vec<Invite>>| {
-			let mut brought: HashMap<String, Vec<Member>> = HashMap::new();
-			if is_branch {
-				for member in session.all(BRANCH, &[&host, &inviter], read_member).await? {
-					brought.entry(member.inviter.clone()).or_default().push(member);
-				}
+			let mut inviters = Branch::of(inviter);
+			while let Some(next) = inviters.next_inviter() {
+				inviters.add(if is_branch { session.brought_by(host, &next).await? } else { Vec::new() });
 			}
-			let places = branch(inviter, |name| Ok::<_, Trouble>(brought.remove(name).unwrap_or_default()))?;
-			let inviters: Vec<_> = places.iter().map(|place| place.username.as_str()).collect();
+			let inviters: Vec<String> = inviters.places().into_iter().map(|place| place.username).collect();
 			let mut retired =
 				session.all(OPEN_INVITES_OF_INVITERS_LOCKED, &[&host, &inviters], read_invite).await?;
 			retired.retain_mut(|invite| invite.revoke(why, by, now));
@@ -985,15 +987,13 @@ impl InviteStore for PostgresStore {
 	}
 
 	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
-		self.connection.call("listing whom somebody brought", async |session| {
-			session.all(BROUGHT_BY, &[&host, &inviter], read_member).await
-		})
+		self.connection
+			.call("listing whom somebody brought", async |session| session.brought_by(host, inviter).await)
 	}
 
 	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
-		self.connection.call("looking up who brought an account", async |session| {
-			Ok(session.all(LINEAGE, &[&host, &username], read_member).await?.pop())
-		})
+		self.connection
+			.call("looking up who brought an account", async |session| session.lineage(host, username).await)
 	}
 
 	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
@@ -1002,8 +1002,8 @@ impl InviteStore for PostgresStore {
 			for member in members {
 				kept += usize::from(session.keep_member(host, member).await?);
 			}
-			// Had the commit failed, as many would be replaced again.
-			Ok(kept.max(lost.copied().unwrap_or(0)))
+			// What the attempt before has kept is known to this one.
+			Ok(lost.copied().unwrap_or(0).max(kept))
 		})
 	}
 

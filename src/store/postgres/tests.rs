@@ -4,8 +4,11 @@
 use super::connection::MIGRATIONS;
 use super::*;
 use crate::clock::Stopwatch;
+use crate::policy::Reason;
 use crate::redemption::LEASE;
-use crate::store::conformance::{claim, promises, races, redeem_once, sample, tests};
+use crate::store::conformance::{
+	allowance, claim, inviters_race, made_by, promises, races, redeem_once, sample, tests,
+};
 
 mod proxy;
 #[path = "../../../spec/postgres.rs"]
@@ -205,6 +208,11 @@ fn nobody_waits_for_somebody_who_waits_for_him() {
 						.retire("example.com", "juliet", &|invite| invite.digest != newer.digest, "why", NOW)
 						.unwrap();
 					store.end_expired("example.com", 10, NOW + 61).unwrap();
+					let limited = made_by("nurse", &format!("limited {thread} {round}"));
+					let limited = Invite { username: Some("juliet".to_owned()), ..limited };
+					store.create_within(&limited, &allowance("nurse", 3, 1000)).unwrap().ok();
+					store.retire_inviter("example.com", "nurse", true, None, None, NOW).unwrap();
+					store.forget_tokens("example.com", None, 10).unwrap();
 					store.revoke("example.com", &newer.digest, None, None, NOW).unwrap();
 				}
 			});
@@ -274,6 +282,51 @@ fn an_invite_is_created_once_though_the_commit_was_cut_off() {
 		assert_eq!(cut.found(&new), new);
 		assert!(matches!(cut.store.create(&new), Err(StoreError::Exists)));
 	}
+}
+
+#[test]
+fn a_limit_counts_an_invite_once_though_the_commit_was_cut_off() {
+	when_cut_in_the_commit(|cut| {
+		let one = allowance("nurse", 1, 10);
+		let new = made_by("nurse", "new");
+		assert_eq!(cut.store.create_within(&new, &one).unwrap(), Ok(vec![]));
+		assert_eq!(cut.found(&new), new);
+		let refused = cut.store.create_within(&made_by("nurse", "newer"), &one).unwrap();
+		assert_eq!(refused.map_err(|reached| reached.reason), Err(Reason::MaxOpen(1)));
+	});
+}
+
+#[test]
+fn connections_racing_for_one_inviter_make_no_more_than_the_limit_lets() {
+	let url = new_database();
+	inviters_race(&[&open(&url), &open(&url)]);
+}
+
+#[test]
+fn what_an_inviter_loses_and_whom_it_brought_is_told_though_the_commit_was_cut_off() {
+	when_cut_in_the_commit(|cut| {
+		let made = made_by("nurse", "made");
+		cut.direct.create(&made).unwrap();
+		let retire =
+			|| cut.store.retire_inviter("example.com", "nurse", true, Some("why"), None, NOW).unwrap();
+		assert_eq!(retire(), [cut.found(&made)]);
+		assert_eq!(retire(), []);
+	});
+	when_cut_in_the_commit(|cut| {
+		let member = Member {
+			username: "romeo".to_owned(),
+			inviter: "nurse".to_owned(),
+			digest: cut.open.digest,
+			joined_at: None,
+		};
+		let import = || cut.store.import_lineage("example.com", std::slice::from_ref(&member)).unwrap();
+		assert_eq!([import(), import()], [1, 0]);
+		assert_eq!(cut.direct.lineage("example.com", "romeo").unwrap(), Some(member.clone()));
+	});
+	when_cut_in_the_commit(|cut| {
+		assert_eq!(cut.store.forget_tokens("example.com", None, 10).unwrap(), None);
+		assert_eq!((cut.found(&cut.open).token, cut.found(&cut.bound).token), (None, None));
+	});
 }
 
 #[test]
