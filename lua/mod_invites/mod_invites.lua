@@ -692,10 +692,10 @@ function why(named, username)
 	return redemption.why(key, username);
 end
 
--- Removes some of what ended longer ago than so many seconds, but nothing that a stream may still have validated: how
--- many, and whether there may be more.
-function purge(age)
-	return told(handle:purge(math.floor(math.max(age, shortest_history))));
+-- Removes up to `limit` of what ended longer ago than so many seconds, but nothing that a stream may still have
+-- validated: how many, and whether there may be more.
+function purge(age, limit)
+	return told(handle:purge(math.floor(math.max(age, shortest_history)), limit));
 end
 
 -- What prosodyctl and the shell print: see the methods of the library.
@@ -828,6 +828,9 @@ end
 -- little enough is done at a time that nobody else waits.
 local TIDY_INTERVAL, BATCH_PAUSE = 60, 0.1;
 
+-- Invites that are purged in one batch. They lie all over the file, so each costs a page.
+local PURGED = 25;
+
 local function tidy()
 	local ended, condition, text = handle:end_expired();
 	if not ended then
@@ -839,7 +842,7 @@ local function tidy()
 	end
 	if ended[1] then return BATCH_PAUSE; end
 	if history_age == math.huge then return TIDY_INTERVAL; end
-	local purged, is_more = purge(history_age);
+	local purged, is_more = purge(history_age, PURGED);
 	return purged and is_more and BATCH_PAUSE or TIDY_INTERVAL;
 end
 

@@ -73,8 +73,9 @@ local INVITE_REFUSALS = {
 	["id-ambiguous"] = "several invites have an id that begins with %s: write more of it";
 };
 
--- Invites that are made between two steps of the progress bar.
-local BATCH = 1000;
+-- Invites that are made between two steps of the progress bar, and that are purged in one transaction: a server that
+-- wants to write waits for it.
+local BATCH, PURGED = 1000, 200;
 
 local commands = {};
 
@@ -336,7 +337,7 @@ commands.purge = of_host(function (options, invites, native)
 	if age < math.huge then
 		local purged, is_more;
 		repeat
-			purged, is_more = invites.purge(age);
+			purged, is_more = invites.purge(age, PURGED);
 			if not purged then
 				bar:finish();
 				return refuse(is_more);

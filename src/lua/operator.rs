@@ -12,7 +12,7 @@
 //! | `stats_text { json, width }` | lines |
 //! | `set_paused(token, is_paused)` | `true`, or `false` if it has ended or was so already |
 //! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
-//! | `purge(age)` | how many invites were removed, and whether there may be more |
+//! | `purge(age, limit)` | how many invites were removed, at most so many, and whether there may be more |
 //! | `why { token, purpose, invitee, depends_on }` | `true` if the attempt would succeed; nothing is changed |
 //! | `revoke_inviter(username, is_branch, why, by)` | list of summaries |
 //! | `branch(username)` | list of `{ username, depth, inviter, joined_at }`, the user first and after everybody those whom they brought |
@@ -45,9 +45,6 @@ const PAGE: u32 = 200;
 
 /// Invites that are counted at once: less than a millisecond.
 const COUNTED: u32 = 10_000;
-
-/// Invites that are purged in one transaction. They lie all over the file, so each costs a page.
-const PURGED: u32 = 25;
 
 /// Columns below which nothing fits.
 const MIN_WIDTH: u16 = 20;
@@ -298,9 +295,9 @@ impl Handle {
 		}))
 	}
 
-	fn purge(&self, age: i64) -> Result<(u32, bool), Failure> {
-		let purged = self.invites.purge(age, PURGED, clock::now())?;
-		Ok((purged, purged == PURGED))
+	fn purge(&self, age: i64, limit: u32) -> Result<(u32, bool), Failure> {
+		let purged = self.invites.purge(age, limit, clock::now())?;
+		Ok((purged, purged == limit))
 	}
 
 	fn count_open(&self, after: Option<&BString>) -> Result<(u32, Option<BString>), Failure> {
@@ -387,7 +384,7 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("extend", |lua, this, (token, ttl): (Value, Value)| {
 		outcome(this.extend(lua, &token, &ttl))
 	});
-	methods.add_method("purge", |_, this, age: i64| Ok(Outcome(this.purge(age))));
+	methods.add_method("purge", |_, this, (age, limit): (i64, u32)| Ok(Outcome(this.purge(age, limit))));
 	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
 	methods.add_method(
 		"revoke_inviter",
