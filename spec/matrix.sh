@@ -34,6 +34,7 @@ for lua in "${luas[@]}"; do
 	make install PLUGINS="target/plugins/$lua"
 done
 
+spec/cargo.sh build --locked --features lua54,conformance --target-dir target/conformance
 mkdir -p target/matrix
 status=0
 /usr/bin/python3 -m pytest -q -n 2 -p no:cacheprovider --junitxml=target/matrix/luas.xml spec/matrix || status=1

@@ -47,6 +47,8 @@ exec chroot "$root" env --chdir="$directory" "$@"
 """
 _LOOPBACK = "127.0.0.1"
 _POLL = 0.01
+#: What /proc/PID/wchan says of a process that waits for something to do; "0" where it says nothing.
+_IDLE = ("ep_poll", "do_epoll_wait", "poll_schedule_timeout", "do_select", "0")
 #: Below the kernel's ephemeral range: an outgoing connection must not take a port between our test and the bind.
 _FIRST_PORT, _PORTS_PER_WORKER, _WORKERS = 20000, 200, 60
 
@@ -416,14 +418,15 @@ allow_unencrypted_plain_auth = true;
     def _wait_idle(self, timeout: float) -> None:
         """0.12 is never gone after a SIGTERM that comes while it serves somebody: its handler of the signal fails there.
 
-        A client has its answer, and has hung up, before the server is done with it. Asleep in epoll there is nothing left.
+        A client has its answer, and has hung up, before the server is done with it. Asleep in epoll there is nothing left
+        (0.11: in select).
         """
         process = Path(f"/proc/{self.pid}")
         deadline = time.monotonic() + timeout
         while not self._died() and time.monotonic() < deadline:
             try:
                 state = (process / "stat").read_text().rpartition(")")[2].split()[0]
-                if state == "S" and (process / "wchan").read_text() in ("ep_poll", "do_epoll_wait", "0"):
+                if state == "S" and (process / "wchan").read_text().startswith(_IDLE):
                     return
             except (FileNotFoundError, ProcessLookupError):
                 return  # a daemon that died just now
