@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
 use prosody_invites::store::sqlite::{
-	CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION, UPDATE,
+	ALONE, CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION, UPDATE,
 };
 use prosody_invites::token::{Digest, Nonce, Token};
 use rusqlite::types::Value;
@@ -125,6 +125,7 @@ impl Bare {
 			":source": "mod_register", ":used_at": now,
 		})?;
 		let is_found = self.find(digest)?;
+		connection.prepare_cached(ALONE)?.execute(named_params! { ":host": HOST, ":username": "user" })?;
 		let fields = self.model.iter().find(|(name, _)| name == ":fields").map(|(_, value)| value);
 		connection.prepare_cached(UPDATE)?.execute(named_params! {
 			":host": HOST, ":digest": digest.as_bytes(), ":token": None::<String>, ":expires": now + WEEK, ":uses": 1,

@@ -1,5 +1,5 @@
 #!/bin/bash
-# spec/postgres.sh
+# spec/postgres.sh [DIRECTORY]
 # A PostgreSQL of its own in a scratch directory, on loopback, for as long as standard input is open; then it is gone.
 # Prints PORT and DIRECTORY when it is ready; its socket is in that directory, its data in data/, its log in log. Reads
 # commands, one a line, and answers each with "done": start, stop, kill, freeze, thaw, database NAME, sql DATABASE STATEMENT.
@@ -11,8 +11,11 @@ PASSWORD='p@ss/word?'
 binaries=$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -n 1)
 [[ -x $binaries/postgres ]] || { echo "no PostgreSQL server here: spec/machine.sh test installs it" >&2; exit 2; }
 
-base=${TMPDIR:-/tmp}
-[[ ! -d /dev/shm ]] || base=/dev/shm # what is tested is not the disk
+base=${1:-${TMPDIR:-/tmp}} fsync=on
+if [[ ! ${1:-} ]]; then # what is tested is not the disk
+	fsync=off
+	[[ ! -d /dev/shm ]] || base=/dev/shm
+fi
 directory=$(mktemp -d -p "$base" postgres-spec.XXXXXX)
 as_user=()
 if ((EUID == 0)); then # it refuses to run as root
@@ -25,7 +28,7 @@ cd "$directory"
 # A child of this shell, for its pid is to be free as soon as it is killed.
 start() {
 	"${as_user[@]}" "$binaries/postgres" -D data -c port="$port" -c listen_addresses=127.0.0.1 \
-		-c unix_socket_directories="$directory" -c fsync=off -c max_connections=200 \
+		-c unix_socket_directories="$directory" -c fsync=$fsync -c max_connections=200 \
 		-c dynamic_shared_memory_type=mmap </dev/null &>>log &
 	postmaster=$!
 	until pg_isready --quiet --host="$directory" --port="$port"; do

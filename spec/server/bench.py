@@ -22,9 +22,11 @@ from pathlib import Path
 from bench_latency import Latency, ping_under_load
 from bench_plot import plot
 from bench_sides import (
-    Bare, BundledOnInternal, BundledOnMemory, BundledOnSql, Microseconds, OursOnInternal, OursOnSqlite, Side, Void,
+    Bare, BareLibpq, BundledOnInternal, BundledOnMemory, BundledOnSql, InServer, Microseconds, OursOnInternal,
+    OursOnPostgres, OursOnSqlite, Side, Void,
 )
 from bench_start import generate_times, load_times
+from postgresql import Postgres
 from prosody import CHECKOUT
 
 VERSION = "0.12.3"
@@ -60,14 +62,20 @@ class Bar:
 
     def __str__(self) -> str:
         verdict = "pass" if self.passed else "MISSED"
-        return f"{verdict}: {self.what}: {self.measured:,.2f}, at {'least' if self.is_minimum else 'most'} {self.limit:,g}"
+        wanted = "least" if self.is_minimum else "most"
+        return f"{verdict}: {self.what}: {self.measured:,.2f}, at {wanted} {self.limit:,g}"
 
 
 def begin(scratch: Path, stack: ExitStack) -> list[Side]:
     sides: list[Side] = []
+    # PostgreSQL does not run as root.
+    scratch.chmod(0o755)
+    postgres = stack.enter_context(Postgres(scratch))
     for size in SIZES:
         ours = stack.enter_context(OursOnSqlite(VERSION, size, scratch))
         sides += [ours, stack.enter_context(Bare.beside(ours))]
+        shared = stack.enter_context(OursOnPostgres(VERSION, size, scratch, postgres))
+        sides += [shared, BareLibpq(shared, scratch)]
         for kind in (OursOnInternal, BundledOnSql, BundledOnInternal, BundledOnMemory):
             sides.append(stack.enter_context(kind(VERSION, size, scratch)))
         print(f"{size:,} invites stored everywhere", flush=True)
@@ -80,7 +88,7 @@ def begin(scratch: Path, stack: ExitStack) -> list[Side]:
 
 def trim(side: Side) -> None:
     """What was created while it was measured would be most of a small store."""
-    if side.size <= 1_000:
+    if side.size <= 1_000 and not isinstance(side, BareLibpq):
         side.trim()
 
 
@@ -106,6 +114,8 @@ def measure(sides: list[Side]) -> Samples:
             # To and fro: whoever comes first finds the disk in another state than whoever comes after.
             for side in sides if number % 2 == 0 else reversed(sides):
                 spent = samples[operation, side.size, side.name]
+                if isinstance(side, BareLibpq) and operation not in side.OPERATIONS:
+                    continue
                 if sum(spent) > CELL_SECONDS * 1e6:
                     continue
                 # Nobody knows yet how slow it is.
@@ -154,7 +164,8 @@ class Report:
                 ratio = median(operation, size, "bundled sql") / median(operation, size, "ours sqlite")
                 bars.append(Bar(f"{operation} at {size:,}, times faster than bundled on sql", ratio, limit, True))
         for operation in ("create", "get+use"):
-            bars.append(Bar(f"{operation}, growth from {SMALLEST} to {LARGEST:,}", self.growth(operation, "ours sqlite"), 1.5))
+            growth = self.growth(operation, "ours sqlite")
+            bars.append(Bar(f"{operation}, growth from {SMALLEST} to {LARGEST:,}", growth, 1.5))
         for operation in ("get hit", "get miss"):
             bars.append(
                 Bar(
@@ -181,7 +192,8 @@ class Report:
         grown = (ours[LARGEST].memory() - ours[SMALLEST].memory()) / 1e6
         self.bars.append(Bar(f"memory, MB more at {LARGEST:,} than at {SMALLEST}", grown, 16))
         for size in SIZES[1:]:
-            peaks = {side.name: side.peak("list") / 1e6 for side in sides if side.size == size and side.name != "bare sqlite"}
+            servers = [side for side in sides if side.size == size and isinstance(side, InServer)]
+            peaks = {side.name: side.peak("list") / 1e6 for side in servers}
             self.notes.append(
                 f"peak memory of a listing of {size:,}, MB: "
                 + ", ".join(f"{name} {peak:.1f}" for name, peak in peaks.items())
@@ -246,12 +258,14 @@ def write_readme(report: Report) -> None:
     """The bars, where the README has a place for them."""
     readme = CHECKOUT / "README.md"
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    lines = [f"`make bench` on {day}, commit {commit()}, Prosody {VERSION}:", "", "| promised | measured | |", "| --- | ---: | --- |"]
+    lines = [f"`make bench` on {day}, commit {commit()}, Prosody {VERSION}:", ""]
+    lines += ["| promised | measured | |", "| --- | ---: | --- |"]
     for bar in report.bars:
         wanted = f"{'≥' if bar.is_minimum else '≤'} {bar.limit:,.4g}"
         lines.append(f"| {bar.what} {wanted} | {bar.measured:,.2f} | {'' if bar.passed else '**missed**'} |")
+    table = "".join(f"{line}\n" for line in lines)
     text, found = re.subn(
-        r"(<!-- make bench -->\n).*?(<!-- /make bench -->)", lambda place: place[1] + "\n".join(lines) + "\n" + place[2],
+        r"(<!-- make bench -->\n).*?(<!-- /make bench -->)", lambda place: place[1] + table + place[2],
         readme.read_text(), flags=re.DOTALL,
     )
     if not found:

@@ -7,6 +7,7 @@ Every server runs the same driver, below: it calls the public functions as other
 import hashlib
 import json
 import random
+import re
 import secrets
 import shutil
 import signal
@@ -17,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
+from postgresql import Postgres
 from prosody import BUNDLED, CHECKOUT, Prosody
 
 HOST = "example.com"
@@ -29,6 +31,7 @@ ADDITIONAL_DATA = {
 SAMPLE = 5000
 #: What their tokens begin with in the bundled module's stores; ten digits follow.
 PREFIX = "BenchmarkToken"
+PGBENCH = max(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), default=Path("pgbench"))
 #: And never fewer than these.
 LEAST = 5
 #: For one request to a server: rewriting a million invites takes the bundled module this long.
@@ -287,6 +290,110 @@ class Bare(Side):
         return answer.rstrip("\n").split("\t")
 
 
+class OursOnPostgres(InServer):
+    name = "ours postgresql"
+    plugin_paths = (CHECKOUT / "lua",)
+
+    def __init__(self, version: str, size: int, scratch: Path, postgres: Postgres) -> None:
+        self.postgres, self.database = postgres, postgres.new_database()
+        self.config = f'invite_storage = "postgresql"; invite_postgresql = "{postgres.url(self.database)}";'
+        super().__init__(version, size, scratch)
+
+    def fill(self) -> None:
+        self.ask("create", 1, [])
+        named = "SELECT attname FROM pg_attribute WHERE attrelid = 'invite'::regclass AND attnum > 0 ORDER BY attnum"
+        columns = [row[0] for row in self.postgres.query(self.database, named)]
+        now = int(time.time())
+        new = {
+            "token": "made.token", "digest": "sha256(convert_to(made.token, 'UTF8'))",
+            "created_at": f"{now} - made.i * {6 * DAY} / {self.size}",
+            "expires": f"{now + WEEK} - made.i * {6 * DAY} / {self.size}",
+        }
+        self.postgres.query(
+            self.database,
+            f"""
+            INSERT INTO invite ({", ".join(columns)})
+            SELECT {", ".join(new.get(column, f"model.{column}") for column in columns)}
+            FROM (SELECT * FROM invite LIMIT 1) AS model,
+                (SELECT i, '{PREFIX}' || lpad(i::text, 10, '0') AS token FROM generate_series(1, {self.size}) AS i
+                ORDER BY random()) AS made;
+            """,
+        )
+        for statement in ("VACUUM ANALYZE invite", "CHECKPOINT"):
+            self.postgres.tell(f"sql {self.database} {statement.replace('invite', 'prosody_invites.invite')}")
+        chosen = random.sample(range(1, self.size + 1), k=min(SAMPLE, self.size))
+        self.tokens = [f"{PREFIX}{number:010d}" for number in chosen]
+
+    def trim(self) -> None:
+        known = ", ".join(f"'{token}'" for token in self.tokens)
+        self.postgres.query(
+            self.database,
+            f"DELETE FROM invite WHERE token IS NULL OR token NOT IN ({known}); DELETE FROM redemption;",
+        )
+
+
+class BareLibpq(Side):
+    """The statements of ours on PostgreSQL without Prosody, Lua or the domain: sent by pgbench, which is libpq."""
+
+    name = "bare libpq"
+    OPERATIONS = ("create", "get hit", "get miss")
+
+    def __init__(self, ours: OursOnPostgres, scratch: Path) -> None:
+        super().__init__()
+        self.size, self._ours, self._scratch = ours.size, ours, scratch / f"pgbench-{ours.size}"
+        self._scratch.mkdir()
+        (row,) = ours.postgres.query(ours.database, "SELECT row_to_json(invite) FROM invite LIMIT 1")
+        model = json.loads("|".join(row))
+        made = {
+            "token": "'made' || :i", "digest": "sha256(convert_to('made' || :i, 'UTF8'))",
+            "expires": str(int(time.time()) + WEEK),
+        }
+        insert = _postgres_statement("CREATE")
+        columns = insert.partition("(")[2].partition(")")[0].split(", ")
+        values = [made.get(column, _literal(model[column])) for column in columns]
+        find = _postgres_statement("FIND")
+        known = f"sha256(convert_to('{PREFIX}' || lpad(:i::text, 10, '0'), 'UTF8'))"
+        self._scripts = {
+            "create": (9 * 10**15, insert, values),
+            "get hit": (self.size, find, [f"'{HOST}'", known]),
+            "get miss": (self.size, find, [f"'{HOST}'", known.replace(PREFIX, "NoSuchTokenAs_")]),
+        }
+
+    def run(self, operation: str, number: int) -> Microseconds:
+        upto, statement, values = self._scripts[operation]
+        script, log = self._scratch / "script.sql", self._scratch / "log"
+        text = re.sub(r"\$(\d+)", lambda place: values[int(place[1]) - 1], statement)
+        script.write_text(f"\\set i random(1, {upto})\n{text};\n")
+        postgres = self._ours.postgres
+        subprocess.run(
+            [PGBENCH, "--no-vacuum", "--protocol=prepared", f"--transactions={number}", f"--file={script}", "--log",
+             f"--log-prefix={log}", "--host=127.0.0.1", f"--port={postgres.port}", f"--username={postgres.USER}",
+             self._ours.database],
+            check=True, capture_output=True,
+            env={"PGPASSWORD": postgres.PASSWORD, "PGOPTIONS": "-c search_path=prosody_invites"},
+        )
+        spent = []
+        for written in self._scratch.glob("log.*"):
+            spent += [float(line.split()[2]) for line in written.read_text().splitlines()]
+            written.unlink()
+        # Its first call prepares the statement; ours has done that before.
+        return spent[1:] if len(spent) > 1 else spent
+
+
+def _postgres_statement(name: str) -> str:
+    source = (CHECKOUT / "src" / "store" / "postgres.rs").read_text()
+    found = re.search(rf'const {name}: &str =\s*"(.*?)";', source, re.DOTALL)
+    if not found:
+        raise Void(f"the store on PostgreSQL has no statement {name}")
+    return re.sub(r"\\\n\s*", "", found[1])
+
+
+def _literal(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return "'" + str(value).replace("'", "''") + "'" if isinstance(value, str) else str(value).upper()
+
+
 class Bundled(InServer):
     """The module that Prosody brings, on one of its storages."""
 
@@ -308,7 +415,8 @@ class Bundled(InServer):
                 rows[token] = {
                     type = "register", jid = module.host, token = token, allow_registration = true, reusable = false,
                     uri = ("xmpp:%s?register;preauth=%s"):format(module.host, token),
-                    additional_data = copy(args.additional_data), created_at = created_at, expires = created_at + 7 * 86400,
+                    additional_data = copy(args.additional_data), created_at = created_at,
+                    expires = created_at + 7 * 86400,
                 };
             end
             assert(store:set(nil, rows));

@@ -18,14 +18,17 @@ _LOOPBACK = "127.0.0.1"
 
 
 class Postgres:
-    """Running when constructed, gone after `close`. Commands are those of the script: `tell("freeze")`."""
+    """Running when constructed, gone after `close`. Commands are those of the script: `tell("freeze")`.
+
+    With a directory its data are there, and a commit waits for the disk.
+    """
 
     USER = "prosody"
     PASSWORD = "p@ss/word?"
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         self._script = subprocess.Popen(
-            [CHECKOUT / "spec" / "postgres.sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [CHECKOUT / "spec" / "postgres.sh", *([directory] if directory else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         port, _, directory = self._answer().partition(" ")
         self.port, self.directory = int(port), Path(directory)

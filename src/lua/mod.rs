@@ -178,7 +178,8 @@ fn json(value: Value) -> LuaResult<Result<String, Failure>> {
 		.and_then(|value| value.encode().map_err(|error| Failure::Misuse(error.to_string()))))
 }
 
-/// Called by `require "prosody_invites"`.
+/// Called by `require "prosody_invites"`. Memory is not checked for: Prosody's Lua has no limit of it, and with checks every
+/// string and table would be made in a protected call, which takes longer than all else about a get.
 #[mlua::lua_module(skip_memory_check)]
 fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 	let library = lua.create_table()?;

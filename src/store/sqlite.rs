@@ -113,7 +113,8 @@ const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :
 const BROUGHT: &str = "INSERT OR REPLACE INTO lineage (host, username, inviter, digest, joined_at) \
 	VALUES (:host, :username, :inviter, :digest, :joined_at)";
 
-const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
 
 const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = :host AND inviter = :inviter \
 	AND ended_at IS NULL AND (expires IS NULL OR expires >= :now)";
