@@ -330,7 +330,7 @@ pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn InviteStore) {
 	let expiring = Invite { expires: Some(NOW + 5), created_at: NOW - 2, ..made_by("juliet", "expiring") };
 	let [used, revoked] = [("used", 3), ("revoked", 4)]
 		.map(|(token, age)| Invite { created_at: NOW - age, ..made_by("juliet", token) });
-	let endless = Invite { expires: None, created_at: NOW - 5, ..made_by("juliet", "endless") };
+	let endless = Invite { expires: without_end(store), created_at: NOW - 5, ..made_by("juliet", "endless") };
 	let elsewhere = Invite { host: "example.net".to_owned(), ..contact.clone() };
 	let others = [made_by("romeo", "romeo"), account("nobody"), bound("bound", "juliet"), elsewhere];
 	for invite in [&contact, &expiring, &used, &revoked, &endless].into_iter().chain(&others) {
@@ -944,7 +944,7 @@ pub(crate) fn what_is_used_up_or_revoked_keeps_no_secret(store: &dyn InviteStore
 
 /// How long an invite is good without end: some storages that Prosody has cannot keep an infinite number.
 fn without_end(store: &dyn InviteStore) -> Option<Timestamp> {
-	let endless = Invite { expires: None, ..account("endless") };
+	let endless = Invite { expires: None, ..account("without end") };
 	if is_refused(&store.create(&endless)) {
 		return Some(NOW + 1_000_000);
 	}

@@ -235,6 +235,9 @@ impl Content {
 				self.invites.remove(&key);
 			}
 		}
+		if !carries.history {
+			self.lineage.clear();
+		}
 		// For a second attempt to redeem a claim; the lease was made for such delays.
 		if !carries.history
 			&& let Some(newest) = self.redemptions.iter().map(|(_, _, redemption)| redemption.used_at).max()
