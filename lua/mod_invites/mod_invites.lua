@@ -798,6 +798,8 @@ end
 -- With a username: for becoming a contact of this user. Without: for registering an account; the inviter, whose
 -- contact the new account becomes, is then in the field of that name.
 function get(token, username)
+	local known = not username and redemption.take_validated(token);
+	if known then return known; end
 	local invite, condition = validate(token, username);
 	if not invite then
 		metrics.refused(condition);

@@ -45,6 +45,16 @@ local attempt_of, redeemed = setmetatable({}, { __mode = "k" }), setmetatable({}
 
 local redemption = {};
 
+-- What the preauth that is being handled has found. mod_invites_register looks its token up once more, and would call
+-- it invalid if the storage failed between the two.
+local validated_invite;
+
+function redemption.take_validated(token)
+	local invite = validated_invite;
+	validated_invite = nil;
+	return invite and invite.token == token and invite or nil;
+end
+
 function redemption.hook(handle, validate, report, count_refusal)
 	local is_reviewing = false;
 
@@ -398,9 +408,16 @@ function redemption.hook(handle, validate, report, count_refusal)
 
 	--- presenting a token before registering (XEP-0445)
 
+	module:wrap_event("stanza/iq/"..xmlns_preauth..":preauth", function (handlers, event_name, event)
+		local ret = handlers(event_name, event);
+		validated_invite = nil;
+		return ret;
+	end);
+
 	module:hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
 		local invite, condition = validate(stanza.tags[1].attr.token);
+		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
 		elseif condition == "internal-server-error" then

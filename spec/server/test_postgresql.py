@@ -6,6 +6,7 @@ What every store keeps, and what becomes of each call whose connection is cut in
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
 import time
@@ -428,6 +429,24 @@ async def test_a_registration_does_not_notice_that_the_connection_is_cut_in_a_co
     assert shared_postgres.query(database, "SELECT uses FROM invite") == [["1"]]
     assert shared_postgres.query(database, "SELECT invitee FROM redemption") == [["romeo"]]
     assert shared_postgres.query(database, "SELECT * FROM claim") == []
+
+
+async def test_a_database_that_goes_while_a_token_is_looked_at_makes_no_token_invalid(
+    make: Make, shared_postgres: Postgres
+) -> None:
+    """mod_invites_register looks at it after us, and takes whatever goes wrong then for a bad token."""
+    with Network(shared_postgres.port) as network:
+        server = make(shared_postgres.url(shared_postgres.new_database(), port=network.port))
+        tokens = [create(server) for _ in range(2)]
+        for number, token in enumerate(tokens, 1):
+            async with await open_stream(server) as stream:
+                network.swallow_from(hashlib.sha256(token.encode()).digest(), number)
+                try:
+                    await stream.preauth(token)
+                except Refused as refused:
+                    assert refused.condition == "internal-server-error", refused
+            network.swallows = False
+            await eventually(lambda: server.eval(CREATE)[0])
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["claim", "redeem"])
