@@ -123,6 +123,7 @@ quietly() { # COMMAND…
 
 install_python() {
 	local line directory packages
+	mkdir -p target
 	for line in "${unpacked[@]}"; do
 		read -r directory packages <<<"$line"
 		echo "unpacking $packages into target/$directory"
