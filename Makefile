@@ -32,7 +32,13 @@ LUAS = lua51 luajit lua52 lua53 lua54
 # Asked when used, for a fresh machine gets its Lua from the prerequisite.
 FEATURE = $(shell $(LUA) -e 'io.write(jit and "luajit" or "lua"..(_VERSION:gsub("%D", "")))')
 MODULE = lua/mod_invites
-# What is linked here asks for the libc of here, or a newer one. Zig links against any that is asked for.
+# What is linked here asks for the libc of here, or a newer one. Zig links against any that is asked for, and puts an unwinder
+# of its own in: LuaJIT, whose errors unwind the C stack with that of libgcc, would crash at the first of them.
+ifneq ($(GLIBC),)
+ifneq ($(findstring luajit,$(LUA)),)
+$(error GLIBC=$(GLIBC) is not for LuaJIT: build on the oldest system that it is to run on)
+endif
+endif
 TARGET = $(shell uname -m)-unknown-linux-gnu
 BUILD = $(if $(GLIBC),zigbuild --target $(TARGET).$(GLIBC),build) --target-dir $(TARGET_DIR)
 TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
