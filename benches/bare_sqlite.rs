@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
 use prosody_invites::store::sqlite::{
-	ALONE, CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION, UPDATE,
+	ALONE, CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION,
+	UPDATE,
 };
 use prosody_invites::token::{Digest, Nonce, Token};
 use rusqlite::types::Value;
