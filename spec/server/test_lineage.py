@@ -118,7 +118,7 @@ async def test_what_is_known_of_a_branch_outlives_its_invites_and_its_accounts(m
     await bring(server, "romeo", "paris")
     operate(server, "purge", "example.com", "--older-than", "1s")
     with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database, database:
-        database.execute("UPDATE invite SET ended_at = 1")
+        database.execute("UPDATE invite SET ended_at = 1, expires = 1")
     operate(server, "purge", "example.com", "--older-than", "1h")
     assert rows(server, "SELECT count(*) FROM invite") == [(0,)]
     server.eval('assert(require "core.usermanager".delete_user("romeo", module.host));')
