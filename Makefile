@@ -15,7 +15,7 @@
 # make licences  LICENSE-THIRD-PARTY.md, of what is linked into the library (cargo install cargo-about)
 # make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
 #
-# FEATURES= leaves PostgreSQL out, and with it a good third of the library.
+# FEATURES= leaves PostgreSQL out.
 #
 # On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
 
