@@ -381,8 +381,12 @@ async def test_a_restart_while_many_register_loses_nothing_and_doubles_nothing(
     servers = make_two(own_postgres.url(database), authentication="spec_slow")
     tokens = [create(servers[index % 2]) for index in range(40)]
 
+    is_away = asyncio.Event()
+
     async def persist(index: int) -> int:
-        """Tries until it has an account; how often."""
+        """Tries until it has an account; how often. Half of them come when the database has gone."""
+        if index >= 20:
+            await is_away.wait()
         for attempt in range(1, 100):
             outcome = await register(servers[index % 2], tokens[index], f"user{index}")
             if outcome in ("registered", "conflict"):
@@ -395,6 +399,7 @@ async def test_a_restart_while_many_register_loses_nothing_and_doubles_nothing(
         for how in ("stop", "kill"):
             await asyncio.sleep(0.1)
             await asyncio.to_thread(own_postgres.tell, how)
+            is_away.set()
             await asyncio.sleep(0.5)
             await asyncio.to_thread(own_postgres.tell, "start")
 
