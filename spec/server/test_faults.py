@@ -140,8 +140,10 @@ def rows(server: Prosody, statement: str) -> list[tuple[Any, ...]]:
         found = server.postgres.query(server.database, statement)
         return [tuple(int(cell) if cell.isdecimal() else cell for cell in row) for row in found]
     if isinstance(server, OnADisk):
-        # SQLite follows the link in /proc to a path that leads elsewhere outside of the server's own mounts.
-        command = ["nsenter", f"--target={server.pid}", "--mount", "sqlite3", "-json", "-cmd", ".timeout 60000"]
+        # SQLite follows the link in /proc to a path that leads elsewhere outside of the server's own mounts. Without
+        # --root the path would begin at that of the whole machine, even where all this runs in a chroot.
+        enter = ["nsenter", f"--target={server.pid}", "--mount", "--root"]
+        command = [*enter, "sqlite3", "-json", "-cmd", ".timeout 60000"]
         answer = subprocess.run(
             [*command, server.data_path / "invites.sqlite3", statement], check=True, capture_output=True, text=True
         ).stdout
