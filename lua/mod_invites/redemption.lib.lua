@@ -21,8 +21,9 @@ local MAX_BAD_TOKENS = 10;
 -- Seconds between two looks at attempts that wait for something, and looks between two renewals of their leases.
 local REVIEW_INTERVAL, REVIEWS_PER_RENEWAL = 0.1, 200;
 
--- Looks between two tries to redeem while the storage fails: at first, and at most. Each may hold the server up.
-local FIRST_RETRY, LAST_RETRY = 10, 300;
+-- Looks between two tries to redeem while the storage fails: at first, and at most. Each may hold the server up, so one
+-- of those that wait is tried for all.
+local FIRST_RETRY, LAST_RETRY = 10, 40;
 
 -- What somebody who registers is told: type and condition of the error, and a sentence.
 local REFUSALS = {
@@ -57,6 +58,7 @@ end
 
 function redemption.hook(handle, validate, report, count_refusal)
 	local is_reviewing = false;
+	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
 
 	local function fire(event_name, summary, more)
 		for k, v in pairs(more or {}) do
@@ -122,12 +124,16 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if type(source) ~= "string" then source = nil; end
 		local summary, condition, text = handle:redeem(attempt.token, attempt.nonce, source);
 		if condition == "internal-server-error" then
-			if not attempt.is_to_redeem then report(text); end
+			if attempt.is_to_redeem then
+				retry_pause = math.min(retry_pause * 2, LAST_RETRY);
+			else
+				report(text);
+			end
 			attempt.is_to_redeem, attempt.source = true, source;
-			attempt.pause = math.min((attempt.pause or FIRST_RETRY / 2) * 2, LAST_RETRY);
-			attempt.reviews = 0;
+			looks_since_failure = 0;
 			return nil;
 		end
+		retry_pause = FIRST_RETRY;
 		forget(attempt);
 		if not summary then
 			module:log("error", "An invite was used by %s, but %s", attempt.invitee, text);
@@ -142,7 +148,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 	local function review_attempt(attempt)
 		attempt.reviews = attempt.reviews + 1;
 		if attempt.is_to_redeem then
-			if attempt.reviews >= attempt.pause then redeem(attempt, attempt.source); end
+			if looks_since_failure >= retry_pause then redeem(attempt, attempt.source); end
 		elseif attempt.runner and attempt.runner.state == "waiting" and attempt.runner.thread == attempt.thread then
 			if attempt.reviews % REVIEWS_PER_RENEWAL == 0 then handle:renew(attempt.nonce); end
 		else
@@ -154,6 +160,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		-- A copy: what is done for one may begin or end another.
 		local all = {};
 		for _, attempt in pairs(attempts) do table.insert(all, attempt); end
+		looks_since_failure = looks_since_failure + 1;
 		for _, attempt in ipairs(all) do
 			-- A timer that raises an error is not called again, and these have to be looked at.
 			local ok, err = pcall(review_attempt, attempt);

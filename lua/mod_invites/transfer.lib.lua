@@ -1,6 +1,15 @@
 -- The commands of prosodyctl that take invites elsewhere and bring them in: export, import, backup, restore.
 
+local compat = module.compat;
+
 local transfer = {};
+
+-- What keeps the invites of a host with another storage.
+local ELSEWHERE = {
+	memory = "in the memory of the server";
+	postgresql = "in PostgreSQL, which pg_dump copies";
+	prosody = "in Prosody's own storage, and are copied with that";
+};
 
 -- The database of all hosts, as the library wants to be told.
 local function database()
@@ -81,7 +90,18 @@ function transfer.commands(prosodyctl)
 		return 0;
 	end);
 
+	local function tell_what_is_elsewhere()
+		local get = compat.lib("core.configmanager").get;
+		for host in compat.lib("util.iterators").sorted_pairs(prosody.hosts) do
+			local elsewhere = ELSEWHERE[get(host, "invite_storage")];
+			if elsewhere and compat.lib("core.modulemanager").get_modules_for_host(host):contains(module.name) then
+				prosodyctl.complain(("the invites of %s are %s"):format(host, elsewhere));
+			end
+		end
+	end
+
 	function commands.backup(options, native)
+		tell_what_is_elsewhere();
 		local done, _, text = native.back_up(database(), options.file);
 		if not done then return fail(text); end
 		prosodyctl.print("the database of all hosts is copied to "..options.file);
@@ -104,6 +124,7 @@ function transfer.commands(prosodyctl)
 	end
 
 	function commands.restore(options, native)
+		tell_what_is_elsewhere();
 		local backup, content, text = native.read_backup(database(), options.file);
 		if not backup then return fail(text); end
 		local newest = content.newest and os.date("%Y-%m-%d %H:%M:%S", content.newest) or "no time at all";

@@ -271,9 +271,20 @@ def test_the_environment_says_where_the_database_is(
     }.items():
         monkeypatch.setenv(name, value)
     create(make(None))
+    create(make(f"postgresql://127.0.0.1/{database}?sslmode=disable"))
     for name in ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE"):
         monkeypatch.delenv(name)
-    assert shared_postgres.query(database, "SELECT count(*) FROM invite") == [["1"]]
+    assert shared_postgres.query(database, "SELECT count(*) FROM invite") == [["2"]]
+
+
+def test_backup_says_that_it_does_not_copy_what_is_in_postgresql(make: Make, shared_postgres: Postgres) -> None:
+    server = make(shared_postgres.url(shared_postgres.new_database()))
+    create(server)
+    done = server.prosodyctl("mod_invites", "backup", "copy")
+    assert done.returncode == 1
+    told, refused = done.stderr.splitlines()
+    assert told == "prosodyctl mod_invites: the invites of example.com are in PostgreSQL, which pg_dump copies"
+    assert "nothing was stored yet" in refused
 
 
 # The database is away

@@ -29,7 +29,7 @@ use rusqlite::{
 use self::checkpoint::Checkpointer;
 use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
-use crate::clock::Timestamp;
+use crate::clock::{Stopwatch, Timestamp};
 use crate::invite::{Invite, Type};
 use crate::lineage::{Birth, Member, birth, branch};
 use crate::listing::{Part, Position};
@@ -52,6 +52,13 @@ const APPLICATION_ID: i32 = i32::from_be_bytes(*b"PInv");
 
 /// Between two attempts at something for which SQLite does not wait by itself.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Between two looks for a lock. SQLite's own handler sleeps up to 100 ms between two, and through every pause that a
+/// busy neighbour makes for others.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Who waits so long for a lock serves nobody meanwhile (prosodyctl).
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
@@ -215,7 +222,8 @@ impl SqliteStore {
 			Some(current) => current,
 			none => {
 				let mut connection = self.open()?;
-				let checkpointer = Checkpointer::attach(&mut connection, &self.path)
+				let is_patient = self.lock_wait >= PATIENCE;
+				let checkpointer = Checkpointer::attach(&mut connection, &self.path, is_patient)
 					.map_err(|error| self.explain("opening", error))?;
 				let file = self.file().map_err(|error| self.unavailable("cannot be looked at", error))?;
 				none.insert(Opened {
@@ -343,7 +351,15 @@ impl SqliteStore {
 		if !is_current {
 			migrate(&mut connection)?;
 		}
-		connection.busy_timeout(self.lock_wait)?;
+		let lock_wait = self.lock_wait;
+		let mut waiting = Stopwatch::start();
+		connection.busy_handler(Some(move |looks| {
+			if looks == 0 {
+				waiting = Stopwatch::start();
+			}
+			std::thread::sleep(LOOK_INTERVAL);
+			waiting.elapsed() < lock_wait
+		}))?;
 		Ok(connection)
 	}
 

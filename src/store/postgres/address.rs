@@ -84,6 +84,10 @@ impl Address {
 			return Err(AddressError::TwoHosts);
 		}
 		let (url, parameters) = take_tls_parameters(url)?;
+		let url = match environment("PGPORT").filter(|port| !port.is_empty()) {
+			Some(port) => with_port(&url, &port),
+			None => url,
+		};
 		let mut config: Config = url.parse().map_err(|_| AddressError::NoUrl)?;
 		complete(&mut config, &environment)?;
 		let find = |name: &str, variable: &str| {
@@ -184,6 +188,20 @@ fn take_tls_parameters(url: &str) -> Result<(String, Vec<(String, String)>), Add
 		}
 	}
 	Ok((format!("{}?{}", &url[..question_mark], rest.join("&")), taken))
+}
+
+/// The URL with this port for each of its hosts that has none, to which tokio-postgres would give 5432.
+fn with_port(url: &str, port: &str) -> String {
+	let begin = url.find('@').or_else(|| url.find("//").map(|slash| slash + 1)).map_or(0, |at| at + 1);
+	let end = url[begin..].find(['/', '?']).map_or(url.len(), |found| begin + found);
+	let has_port = |host: &str| host.rsplit(']').next().is_some_and(|rest| rest.contains(':'));
+	let hosts: Vec<_> = url[begin..end]
+		.split(',')
+		.map(
+			|host| if host.is_empty() || has_port(host) { host.to_owned() } else { format!("{host}:{port}") },
+		)
+		.collect();
+	format!("{}{}{}", &url[..begin], hosts.join(","), &url[end..])
 }
 
 /// Adds what the environment says, and the socket of this machine where nobody names a host.
@@ -312,6 +330,12 @@ mod tests {
 		assert_eq!(address.config.get_user(), Some("me"));
 		assert_eq!(address.config.get_password(), Some(&b"mine"[..]));
 		assert!(address.trust.is_none());
+		let hosts = "postgresql://u:p%3Aq@a,b:5434,[::1],[::1]:5435/db?connect_timeout=1";
+		assert_eq!(
+			Address::parse(hosts, environment).unwrap().to_string(),
+			"db at a:5433, b:5434, ::1:5433, ::1:5435"
+		);
+		assert_eq!(Address::parse("postgresql://a", environment).unwrap().to_string(), "xmpp at a:5433");
 		assert_eq!(parse("").unwrap().to_string(), "at /var/run/postgresql/.s.PGSQL.5432");
 	}
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::hooks::Wal;
+use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, OpenFlags};
 
 /// Pages that the log may be ahead of the database: SQLite's own default.
@@ -20,6 +21,9 @@ pub(super) const PAGES: i32 = 1000;
 /// While commits keep coming the log cannot begin anew. One that makes it so long waits until the database has all of it.
 pub(super) const MAX_PAGES: i32 = 4 * PAGES;
 
+/// How often at most one commit of a patient process moves what others have written since.
+const EMPTYING: usize = 4;
+
 /// Looks after the log of one connection. To be dropped after it.
 #[derive(Debug)]
 pub(super) struct Checkpointer(Arc<Shared>);
@@ -27,6 +31,8 @@ pub(super) struct Checkpointer(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
 	path: PathBuf,
+	/// Whether nobody waits for this process but for what it writes: it then keeps the log short for the others.
+	is_patient: bool,
 	/// Pages of the log that the database has.
 	done: AtomicI32,
 	worker: Mutex<Option<Worker>>,
@@ -42,9 +48,14 @@ struct Worker {
 
 impl Checkpointer {
 	/// Takes over from SQLite, for the commits of this connection to the database at `path`.
-	pub(super) fn attach(connection: &mut Connection, path: &Path) -> Result<Self, rusqlite::Error> {
+	pub(super) fn attach(
+		connection: &mut Connection,
+		path: &Path,
+		is_patient: bool,
+	) -> Result<Self, rusqlite::Error> {
 		let shared = Arc::new(Shared {
 			path: path.to_owned(),
+			is_patient,
 			done: AtomicI32::new(0),
 			worker: Mutex::default(),
 			moving: Mutex::default(),
@@ -73,6 +84,12 @@ impl Drop for Checkpointer {
 impl Shared {
 	/// Called after each commit with the pages that the log then has.
 	fn committed(self: &Arc<Self>, wal: &mut Wal, pages: i32) {
+		if self.is_patient {
+			if pages >= PAGES {
+				empty(wal);
+			}
+			return;
+		}
 		if pages >= MAX_PAGES {
 			let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
 			if wal.checkpoint().is_ok() {
@@ -122,5 +139,15 @@ impl Shared {
 		let done = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(2))?;
 		self.done.store(done, Ordering::Relaxed);
 		Ok(())
+	}
+}
+
+/// Moves all that there is, so that the next commit begins the log anew. What others write meanwhile is little, and soon
+/// moved as well; if they are faster, the commits to come will do it.
+fn empty(wal: &mut Wal) {
+	for _ in 0..EMPTYING {
+		if !matches!(wal.checkpoint_v2(CheckpointMode::PASSIVE), Ok((log, moved)) if moved < log) {
+			return;
+		}
 	}
 }

@@ -8,6 +8,9 @@ use crate::store::conformance::{claim, inviters_race, made_by, promises, races, 
 /// Long enough that no test on a loaded machine runs into it by accident.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
+/// As a server has it, which others wait for.
+const SHORT_WAIT: Duration = Duration::from_millis(500);
+
 promises!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
 races!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
 
@@ -464,7 +467,7 @@ fn log_size(path: &Path) -> u64 {
 #[test]
 fn a_long_log_is_moved_into_the_database_beside_the_commits_and_has_a_bound() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = SqliteStore::new(&path, SHORT_WAIT);
 	let page = 4096 + 24; // with its header in the log
 	let (wake_at, bound) = (page * checkpoint::PAGES, 2 * page * checkpoint::MAX_PAGES);
 	let mut largest = 0;
@@ -488,6 +491,22 @@ fn a_long_log_is_moved_into_the_database_beside_the_commits_and_has_a_bound() {
 		patience -= 1;
 		assert!(patience > 0, "the log is not moved into the database");
 		std::thread::sleep(Duration::from_millis(1));
+	}
+}
+
+#[test]
+fn a_process_that_may_wait_leaves_no_long_log_to_the_server() {
+	let (_scratch, path) = scratch();
+	let (server, operator) = (SqliteStore::new(&path, SHORT_WAIT), SqliteStore::new(&path, LOCK_WAIT));
+	for batch in 0..10 {
+		let invites: Vec<_> =
+			(0..1000).map(|index| sample("example.com", &format!("{batch} {index}")).into()).collect();
+		operator.import(&invites).unwrap();
+		server.create(&sample("example.com", &format!("between {batch}"))).unwrap();
+		let other = Connection::open(&path).unwrap();
+		let (log, moved): (i32, i32) =
+			other.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| Ok((row.get(1)?, row.get(2)?))).unwrap();
+		assert!(log - moved < checkpoint::PAGES, "{moved} of {log} pages are moved");
 	}
 }
 
