@@ -13,8 +13,9 @@ use rusqlite::backup::{Backup as Copy, StepResult};
 use rusqlite::{Connection, OpenFlags, named_params};
 use tempfile::NamedTempFile;
 
-use super::{Connecting, SqliteStore, StoreError, is_current, migrate, version};
+use super::connection::{Connecting, RETRY_INTERVAL, SqliteStore, is_current, migrate, version};
 use crate::clock::Timestamp;
+use crate::store::StoreError;
 
 const PENDING: &str = "SELECT count(*) FROM invite WHERE ended_at IS NULL";
 
@@ -175,13 +176,13 @@ impl SqliteStore {
 /// Copies everything in one transaction; waits for a lock if need be.
 fn copy_all(from: &Connection, to: &mut Connection, lock_wait: Duration) -> Result<(), rusqlite::Error> {
 	let copy = Copy::new(from, to)?;
-	let mut attempts = lock_wait.as_millis() / super::RETRY_INTERVAL.as_millis();
+	let mut attempts = lock_wait.as_millis() / RETRY_INTERVAL.as_millis();
 	loop {
 		match copy.step(-1)? {
 			StepResult::Done => return Ok(()),
 			_ if attempts > 0 => {
 				attempts -= 1;
-				std::thread::sleep(super::RETRY_INTERVAL);
+				std::thread::sleep(RETRY_INTERVAL);
 			}
 			_ => {
 				return Err(rusqlite::Error::SqliteFailure(

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{SqliteStore, version};
+use super::connection::{SqliteStore, version};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 

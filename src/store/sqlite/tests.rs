@@ -1,8 +1,14 @@
 //! What SQLite adds to the promises that every store keeps.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::connection::{MIGRATIONS, is_current, version};
 use super::*;
+use crate::invite::Type;
+use crate::redemption::Purpose;
 use crate::store::conformance::{claim, inviters_race, made_by, promises, races, redeem_once, sample, tests};
 
 /// Long enough that no test on a loaded machine runs into it by accident.
@@ -181,7 +187,8 @@ fn a_missing_directory_is_named_and_not_created() {
 fn a_file_system_without_wal_is_told_in_words() {
 	let (_scratch, path) = scratch();
 	// SQLite's own driver for file systems that cannot lock: it cannot share memory either.
-	let store = SqliteStore { vfs: Some("unix-dotfile"), ..SqliteStore::new(&path, LOCK_WAIT) };
+	let mut store = SqliteStore::new(&path, LOCK_WAIT);
+	store.vfs = Some("unix-dotfile");
 	let problem = problem(&store);
 	assert!(problem.contains("move Prosody's data directory to a local disk"), "{problem}");
 }

@@ -1,0 +1,379 @@
+//! The connection: opened when it is first needed, brought to our newest schema, and closed when it may be broken; and
+//! what an operator is told of the errors of SQLite.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+
+use super::checkpoint::Checkpointer;
+use crate::clock::Stopwatch;
+use crate::store::StoreError;
+
+/// Every schema there was; the database's `user_version` says how many of them it has seen.
+pub(super) const MIGRATIONS: [&str; 2] =
+	[include_str!("1_invites.sql"), concat!(include_str!("2_history.sql"), include_str!("2_inviters.sql"))];
+
+/// What every connection sets.
+const CONNECTION: &str = include_str!("connection.sql");
+
+/// Marks the file as ours (`PRAGMA application_id`).
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"PInv");
+
+/// Between two attempts at something for which SQLite does not wait by itself.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Between two looks for a lock. SQLite's own handler sleeps up to 100 ms between two, and through every pause that a
+/// busy neighbour makes for others.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Who waits so long for a lock serves nobody meanwhile (prosodyctl).
+const PATIENCE: Duration = Duration::from_secs(1);
+
+const CANNOT_WRITE: &str = "cannot be written: give it, its -wal and -shm files and its directory to the user that Prosody \
+	runs as (chown), who must be allowed to write them (chmod)";
+
+/// The stores that [`SqliteStore::shared`] has handed out.
+static STORES: LazyLock<Mutex<HashMap<PathBuf, Arc<SqliteStore>>>> = LazyLock::new(Mutex::default);
+
+/// A database file, opened when it is first needed.
+#[derive(Debug)]
+pub struct SqliteStore {
+	pub(super) path: PathBuf,
+	pub(super) lock_wait: Duration,
+	/// None selects the operating system's own; the tests name one that cannot do WAL.
+	pub(super) vfs: Option<&'static str>,
+	opened: Mutex<Option<Opened>>,
+}
+
+#[derive(Debug)]
+struct Opened {
+	connection: Connection,
+	/// Dropped after the connection, which wakes it.
+	_checkpointer: Checkpointer,
+	/// Who opened it: not to be used by a child of that process.
+	process: u32,
+	/// Which file it is, whatever lies under its name later: device and inode.
+	file: (u64, u64),
+}
+
+impl SqliteStore {
+	/// The one store of this process for a database file. The first call for a file says how long a call
+	/// may wait for another process that is writing.
+	#[must_use]
+	pub fn shared(path: &Path, lock_wait: Duration) -> Arc<Self> {
+		let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
+		Arc::clone(stores.entry(path.to_owned()).or_insert_with(|| Arc::new(Self::new(path, lock_wait))))
+	}
+
+	/// Closes the connections that this process has open; the next call opens another. For the moment before a fork and
+	/// for the end: the last to close a file leaves it whole, without a -wal beside it.
+	pub fn close_shared() {
+		for store in STORES.lock().unwrap_or_else(PoisonError::into_inner).values() {
+			let mut opened = store.opened.lock().unwrap_or_else(PoisonError::into_inner);
+			if opened.as_ref().is_some_and(|opened| opened.process == std::process::id()) {
+				*opened = None;
+			}
+		}
+	}
+
+	/// A store with a connection of its own.
+	#[must_use]
+	pub fn new(path: &Path, lock_wait: Duration) -> Self {
+		Self { path: path.to_owned(), lock_wait, vfs: None, opened: Mutex::default() }
+	}
+
+	/// Runs `work` on the connection, opening it where needed. After an error that may come from the connection or
+	/// from the file under it, it is closed, so that the next call starts afresh: once the cause
+	/// is gone, the store works again.
+	pub(super) fn with<T>(
+		&self,
+		doing: &str,
+		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
+		let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+		let current = match &mut *opened {
+			Some(current) => current,
+			none => {
+				let mut connection = self.open()?;
+				let is_patient = self.lock_wait >= PATIENCE;
+				let checkpointer = Checkpointer::attach(&mut connection, &self.path, is_patient)
+					.map_err(|error| self.explain("opening", error))?;
+				let file = self.file().map_err(|error| self.unavailable("cannot be looked at", error))?;
+				none.insert(Opened {
+					connection,
+					_checkpointer: checkpointer,
+					process: std::process::id(),
+					file,
+				})
+			}
+		};
+		if current.process != std::process::id() {
+			return Err(StoreError::Unusable {
+				problem: format!(
+					"the database {} was opened before this process was forked: restart Prosody",
+					self.path.display()
+				),
+				source: None,
+			});
+		}
+		if !self.file().is_ok_and(|file| file == current.file) {
+			// Everybody else uses the new one by now, and what is written to this one is lost.
+			*opened = None;
+			return Err(StoreError::Unusable {
+				problem: format!(
+					"the database {} was deleted or replaced while it was in use; the next call opens what lies there now",
+					self.path.display()
+				),
+				source: None,
+			});
+		}
+		match work(&current.connection) {
+			Ok(done) => Ok(done),
+			Err(Trouble::Store(error)) => Err(error),
+			Err(Trouble::Sqlite(error)) => {
+				if !matches!(
+					error.sqlite_error_code(),
+					Some(
+						ErrorCode::ConstraintViolation | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked
+					)
+				) {
+					*opened = None;
+				}
+				Err(self.explain(doing, error))
+			}
+		}
+	}
+
+	/// Runs `work` in a transaction that no other writer comes between.
+	pub(super) fn change<T>(
+		&self,
+		doing: &str,
+		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
+		self.with(doing, |connection| {
+			let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
+			let done = work(&transaction)?;
+			transaction.commit()?;
+			Ok(done)
+		})
+	}
+
+	pub(super) fn file(&self) -> io::Result<(u64, u64)> {
+		std::fs::metadata(&self.path).map(|file| (file.dev(), file.ino()))
+	}
+
+	pub(super) fn open(&self) -> Result<Connection, StoreError> {
+		self.create_file()?;
+		// SQLite itself does not wait while another process turns a new file to WAL: it reports "busy" at once.
+		let attempts = self.lock_wait.as_millis() / RETRY_INTERVAL.as_millis();
+		for _ in 0..attempts {
+			match self.connect() {
+				Err(Connecting::Sqlite(error))
+					if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) =>
+				{
+					std::thread::sleep(RETRY_INTERVAL);
+				}
+				result => return result.map_err(|error| self.explain_connecting(error)),
+			}
+		}
+		self.connect().map_err(|error| self.explain_connecting(error))
+	}
+
+	/// SQLite would create the file with the process's umask; its -wal and -shm take over the mode it finds.
+	pub(super) fn create_file(&self) -> Result<(), StoreError> {
+		match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path) {
+			Ok(_) => {
+				let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+				File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all()).map_err(
+					|source| self.unavailable("was created, but its directory could not be written to disk", source),
+				)
+			}
+			Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+			Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.unusable(
+				"cannot be created because its directory does not exist: create it, owned by the user that Prosody runs as",
+				error,
+			)),
+			Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(self.unusable(
+				"cannot be created: give its directory to the user that Prosody runs as (chown)",
+				error,
+			)),
+			Err(error) => Err(self.unavailable("cannot be created", error)),
+		}
+	}
+
+	fn connect(&self) -> Result<Connection, Connecting> {
+		let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+		let mut connection = match self.vfs {
+			None => Connection::open_with_flags(&self.path, flags)?,
+			Some(vfs) => Connection::open_with_flags_and_vfs(&self.path, flags, vfs)?,
+		};
+		// `open` waits, for all of this together.
+		connection.busy_timeout(Duration::ZERO)?;
+		if connection.is_readonly(rusqlite::MAIN_DB)? {
+			return Err(Connecting::ReadOnly);
+		}
+		connection.execute_batch(CONNECTION)?;
+		let journal_mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+		if journal_mode != "wal" {
+			return Err(Connecting::NoWal);
+		}
+		// Seen in one moment: another process that migrates meanwhile would look like another program.
+		let moment = connection.unchecked_transaction()?;
+		let is_current = is_current(&moment)?;
+		drop(moment);
+		if !is_current {
+			migrate(&mut connection)?;
+		}
+		let lock_wait = self.lock_wait;
+		let mut waiting = Stopwatch::start();
+		connection.busy_handler(Some(move |looks| {
+			if looks == 0 {
+				waiting = Stopwatch::start();
+			}
+			std::thread::sleep(LOOK_INTERVAL);
+			waiting.elapsed() < lock_wait
+		}))?;
+		Ok(connection)
+	}
+
+	pub(super) fn explain_connecting(&self, error: Connecting) -> StoreError {
+		let problem = match error {
+			Connecting::Sqlite(error) => return self.explain("opening", error),
+			Connecting::NoWal => "lies on a file system that cannot share memory between processes, which \
+				SQLite's write-ahead log needs: move Prosody's data directory to a local disk"
+				.to_owned(),
+			// SQLite would read it, and keep a connection that cannot write when the file can be written again.
+			Connecting::ReadOnly => CANNOT_WRITE.to_owned(),
+			Connecting::Foreign => "is an SQLite database of another program: move it away".to_owned(),
+			Connecting::Newer(found) => format!(
+				"has schema {found}, this version of mod_invites knows schemas up to {}: install the newer version again",
+				MIGRATIONS.len()
+			),
+		};
+		StoreError::Unusable {
+			problem: format!("the database {} {problem}", self.path.display()),
+			source: None,
+		}
+	}
+
+	/// Says what an operator can do about what SQLite reports.
+	pub(super) fn explain(&self, doing: &str, error: rusqlite::Error) -> StoreError {
+		if error.sqlite_error().is_some_and(|error| error.extended_code == SQLITE_CONSTRAINT_PRIMARYKEY) {
+			return StoreError::Exists;
+		}
+		let advice = match error.sqlite_error_code() {
+			Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+				"is locked by another process; try again"
+			}
+			Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => CANNOT_WRITE,
+			Some(ErrorCode::DiskFull) => "does not fit on the disk: make room",
+			Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+				"is damaged: stop Prosody, move the file away and put a backup in its place"
+			}
+			Some(ErrorCode::SystemIoFailure) => {
+				"cannot be read or written: look at the disk and the system's log"
+			}
+			_ => return self.unavailable(&format!("failed while {doing}"), error),
+		};
+		self.unavailable(&format!("{advice}; this was while {doing}"), error)
+	}
+
+	pub(super) fn unavailable(
+		&self,
+		problem: &str,
+		source: impl std::error::Error + Send + Sync + 'static,
+	) -> StoreError {
+		StoreError::Unavailable {
+			problem: format!("the database {} {problem}", self.path.display()),
+			source: Box::new(source),
+		}
+	}
+
+	pub(super) fn unusable(
+		&self,
+		problem: &str,
+		source: impl std::error::Error + Send + Sync + 'static,
+	) -> StoreError {
+		StoreError::Unusable {
+			problem: format!("the database {} {problem}", self.path.display()),
+			source: Some(Box::new(source)),
+		}
+	}
+}
+
+/// How work on the connection failed.
+pub(super) enum Trouble {
+	Sqlite(rusqlite::Error),
+	Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Trouble {
+	fn from(error: rusqlite::Error) -> Self {
+		Self::Sqlite(error)
+	}
+}
+
+impl From<StoreError> for Trouble {
+	fn from(error: StoreError) -> Self {
+		Self::Store(error)
+	}
+}
+
+pub(super) enum Connecting {
+	Sqlite(rusqlite::Error),
+	ReadOnly,
+	NoWal,
+	Foreign,
+	Newer(i64),
+}
+
+impl From<rusqlite::Error> for Connecting {
+	fn from(error: rusqlite::Error) -> Self {
+		Self::Sqlite(error)
+	}
+}
+
+pub(super) fn version(connection: &Connection) -> Result<i64, rusqlite::Error> {
+	connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Whether the database has our newest schema.
+pub(super) fn is_current(connection: &Connection) -> Result<bool, Connecting> {
+	let application_id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+	if application_id == APPLICATION_ID {
+		let found = version(connection)?;
+		return match usize::try_from(found) {
+			Ok(found) if found <= MIGRATIONS.len() => Ok(found == MIGRATIONS.len()),
+			_ => Err(Connecting::Newer(found)),
+		};
+	}
+	let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+	if tables > 0 { Err(Connecting::Foreign) } else { Ok(false) }
+}
+
+/// Brings the database to our newest schema, in one transaction: of two processes that start at once, the
+/// second waits for the first and then finds nothing to do.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), Connecting> {
+	let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+	if !is_current(&transaction)? {
+		let seen = usize::try_from(version(&transaction)?).unwrap_or(0);
+		for migration in &MIGRATIONS[seen..] {
+			transaction.execute_batch(migration)?;
+		}
+		transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+		transaction.pragma_update(
+			None,
+			"user_version",
+			i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX),
+		)?;
+	}
+	transaction.commit()?;
+	Ok(())
+}
