@@ -4,8 +4,10 @@
 use super::connection::MIGRATIONS;
 use super::*;
 use crate::clock::Stopwatch;
+use crate::invite::Type;
 use crate::policy::Reason;
 use crate::redemption::LEASE;
+use crate::redemption::Purpose;
 use crate::store::conformance::{
 	allowance, claim, inviters_race, made_by, promises, races, redeem_once, sample, tests,
 };
