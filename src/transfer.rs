@@ -6,6 +6,7 @@
 mod ejabberd;
 mod line;
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -30,16 +31,18 @@ const TOLD: usize = 10;
 const PAGE: u32 = 500;
 
 /// How long one batch of an import may keep others from writing, on a machine that has nothing else to do. What the disk
-/// adds varies, so this is half of the 20 ms that nobody should exceed.
-const BATCH_TIME: Duration = Duration::from_millis(10);
+/// adds varies, so this is less than half of the 20 ms that nobody should exceed.
+const BATCH_TIME: Duration = Duration::from_millis(8);
 
-/// Between two batches the lock is free at least and at most so long: as long as it was taken, for who waits for it looks
-/// for it from time to time.
-const PAUSE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(20);
+/// Between two batches the lock is free so long. Who waits for it looks for it every millisecond.
+const PAUSE: Duration = Duration::from_millis(3);
 
 /// Invites in the first batch, which tells how many there can be in the next ones, and at least and at most in any.
 const FIRST_BATCH: usize = 400;
 const BATCHES: RangeInclusive<u128> = 100..=4000;
+
+/// Batches that tell how many invites there can be in the next one: the larger the database, the fewer.
+const RECENT: usize = 8;
 
 /// Where invites come from. It is read twice: once to check, once to write.
 pub trait Source: BufRead + Seek {}
@@ -175,15 +178,16 @@ struct Batches<'a> {
 	terms: &'a Terms<'a>,
 	batch: Vec<Record>,
 	size: usize,
-	/// What an invite took in the fastest batch: in the others, somebody else kept the machine busy.
-	fastest: Duration,
-	/// How long the last batch took, and how long ago that was.
-	last: Option<(Duration, Stopwatch)>,
+	/// What an invite took in each of the last batches. The fastest counts: in the others, somebody else kept the machine
+	/// busy.
+	recent: VecDeque<Duration>,
+	/// Since the last batch.
+	last: Option<Stopwatch>,
 }
 
 impl<'a> Batches<'a> {
 	const fn new(invites: &'a Invites, terms: &'a Terms<'a>) -> Self {
-		Self { invites, terms, batch: Vec::new(), size: FIRST_BATCH, fastest: Duration::MAX, last: None }
+		Self { invites, terms, batch: Vec::new(), size: FIRST_BATCH, recent: VecDeque::new(), last: None }
 	}
 
 	/// How many invites were written that were new.
@@ -193,19 +197,21 @@ impl<'a> Batches<'a> {
 	}
 
 	fn write(&mut self) -> Result<u64, InviteError> {
-		if let Some((took, ended)) = self.last
+		if let Some(last) = self.last
 			&& self.terms.is_shared
 		{
-			std::thread::sleep(took.clamp(*PAUSE.start(), *PAUSE.end()).saturating_sub(ended.elapsed()));
+			std::thread::sleep(PAUSE.saturating_sub(last.elapsed()));
 		}
 		let stopwatch = Stopwatch::start();
 		let new = self.invites.import(&self.batch)?;
 		let took = stopwatch.elapsed();
-		self.last = Some((took, Stopwatch::start()));
+		self.last = Some(Stopwatch::start());
 		if self.batch.len() == self.size {
-			self.fastest = self.fastest.min(took / u32::try_from(self.size).unwrap_or(u32::MAX));
-			let fits = BATCH_TIME.as_nanos() / self.fastest.as_nanos().max(1);
-			self.size = usize::try_from(fits.clamp(*BATCHES.start(), *BATCHES.end())).unwrap_or(FIRST_BATCH);
+			self.recent.truncate(RECENT - 1);
+			self.recent.push_front(took / u32::try_from(self.size).unwrap_or(u32::MAX));
+			let fastest = self.recent.iter().min().map_or(1, Duration::as_nanos).max(1);
+			let fits = (BATCH_TIME.as_nanos() / fastest).clamp(*BATCHES.start(), *BATCHES.end());
+			self.size = usize::try_from(fits).unwrap_or(FIRST_BATCH);
 		}
 		self.batch.clear();
 		Ok(u64::try_from(new).unwrap_or(u64::MAX))

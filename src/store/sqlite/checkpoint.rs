@@ -1,4 +1,5 @@
-//! Moves commits from the write-ahead log into the database file, beside the thread that made them.
+//! Moves commits from the write-ahead log into the database file, beside the thread that made them, and waits for the
+//! locks of others.
 //!
 //! By default SQLite does this within whichever commit makes the log long, and waits for the disk there: tens of
 //! milliseconds in which a Prosody serves nobody. Here such a commit wakes a thread with a connection of its own, which
@@ -6,23 +7,37 @@
 //! never before Prosody has forked, and ends with the connection that it works for.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::hooks::Wal;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, OpenFlags};
 
+use crate::clock::Stopwatch;
+
 /// Pages that the log may be ahead of the database: SQLite's own default.
 pub(super) const PAGES: i32 = 1000;
 
-/// While commits keep coming the log cannot begin anew. One that makes it so long waits until the database has all of it.
-pub(super) const MAX_PAGES: i32 = 4 * PAGES;
+/// A patient process empties a log of so many pages, and that only now and then: it is a flush or two each time.
+pub(super) const PATIENT_PAGES: i32 = 2 * PAGES;
 
-/// How often at most one commit of a patient process moves what others have written since.
-const EMPTYING: usize = 4;
+/// While commits keep coming the log cannot begin anew. One that makes it so long waits until the database has all of it:
+/// longer than an importing process lets it become, or the server would do that one's work.
+pub(super) const MAX_PAGES: i32 = 8 * PAGES;
+
+/// Between two looks for a lock. SQLite's own handler sleeps up to 100 ms between two, and through every pause that a
+/// busy neighbour makes for others.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Who waits so long for a lock serves nobody meanwhile (prosodyctl).
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long others are kept out, at most, while a patient process waits for those who read.
+const EMPTYING: Duration = Duration::from_millis(10);
 
 /// Looks after the log of one connection. To be dropped after it.
 #[derive(Debug)]
@@ -33,6 +48,8 @@ struct Shared {
 	path: PathBuf,
 	/// Whether nobody waits for this process but for what it writes: it then keeps the log short for the others.
 	is_patient: bool,
+	/// While it keeps others out to do so.
+	is_emptying: AtomicBool,
 	/// Pages of the log that the database has.
 	done: AtomicI32,
 	worker: Mutex<Option<Worker>>,
@@ -47,15 +64,16 @@ struct Worker {
 }
 
 impl Checkpointer {
-	/// Takes over from SQLite, for the commits of this connection to the database at `path`.
+	/// Takes over from SQLite, for the commits of this connection to the database at `path`, and for its waits.
 	pub(super) fn attach(
 		connection: &mut Connection,
 		path: &Path,
-		is_patient: bool,
+		lock_wait: Duration,
 	) -> Result<Self, rusqlite::Error> {
 		let shared = Arc::new(Shared {
 			path: path.to_owned(),
-			is_patient,
+			is_patient: lock_wait >= PATIENCE,
+			is_emptying: AtomicBool::new(false),
 			done: AtomicI32::new(0),
 			worker: Mutex::default(),
 			moving: Mutex::default(),
@@ -65,6 +83,16 @@ impl Checkpointer {
 			hooked.committed(wal, pages);
 			// The commit is done, whatever became of this.
 			Ok(())
+		}))?;
+		let waiting = Arc::clone(&shared);
+		let mut since = Stopwatch::start();
+		connection.busy_handler(Some(move |looks| {
+			if looks == 0 {
+				since = Stopwatch::start();
+			}
+			std::thread::sleep(LOOK_INTERVAL);
+			let is_emptying = waiting.is_emptying.load(Ordering::Relaxed);
+			since.elapsed() < if is_emptying { EMPTYING } else { lock_wait }
 		}))?;
 		Ok(Self(shared))
 	}
@@ -85,8 +113,8 @@ impl Shared {
 	/// Called after each commit with the pages that the log then has.
 	fn committed(self: &Arc<Self>, wal: &mut Wal, pages: i32) {
 		if self.is_patient {
-			if pages >= PAGES {
-				empty(wal);
+			if pages >= PATIENT_PAGES {
+				empty(wal, &self.is_emptying);
 			}
 			return;
 		}
@@ -142,12 +170,13 @@ impl Shared {
 	}
 }
 
-/// Moves all that there is, so that the next commit begins the log anew. What others write meanwhile is little, and soon
-/// moved as well; if they are faster, the commits to come will do it.
-fn empty(wal: &mut Wal) {
-	for _ in 0..EMPTYING {
-		if !matches!(wal.checkpoint_v2(CheckpointMode::PASSIVE), Ok((log, moved)) if moved < log) {
-			return;
-		}
+/// Moves all that there is, and lets the next commit begin the log anew. Most is moved beside the others' commits; only
+/// for what they write meanwhile are they kept out, else the log would never be empty.
+fn empty(wal: &mut Wal, is_emptying: &AtomicBool) {
+	if wal.checkpoint().is_ok() {
+		is_emptying.store(true, Ordering::Relaxed);
+		// Who reads for long may keep it from beginning anew: then a later commit will.
+		let _ = wal.checkpoint_v2(CheckpointMode::RESTART);
+		is_emptying.store(false, Ordering::Relaxed);
 	}
 }

@@ -13,7 +13,6 @@ use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use super::checkpoint::Checkpointer;
-use crate::clock::Stopwatch;
 use crate::store::StoreError;
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
@@ -28,13 +27,6 @@ const APPLICATION_ID: i32 = i32::from_be_bytes(*b"PInv");
 
 /// Between two attempts at something for which SQLite does not wait by itself.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Between two looks for a lock. SQLite's own handler sleeps up to 100 ms between two, and through every pause that a
-/// busy neighbour makes for others.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-
-/// Who waits so long for a lock serves nobody meanwhile (prosodyctl).
-const PATIENCE: Duration = Duration::from_secs(1);
 
 const CANNOT_WRITE: &str = "cannot be written: give it, its -wal and -shm files and its directory to the user that Prosody \
 	runs as (chown), who must be allowed to write them (chmod)";
@@ -102,8 +94,7 @@ impl SqliteStore {
 			Some(current) => current,
 			none => {
 				let mut connection = self.open()?;
-				let is_patient = self.lock_wait >= PATIENCE;
-				let checkpointer = Checkpointer::attach(&mut connection, &self.path, is_patient)
+				let checkpointer = Checkpointer::attach(&mut connection, &self.path, self.lock_wait)
 					.map_err(|error| self.explain("opening", error))?;
 				let file = self.file().map_err(|error| self.unavailable("cannot be looked at", error))?;
 				none.insert(Opened {
@@ -231,15 +222,6 @@ impl SqliteStore {
 		if !is_current {
 			migrate(&mut connection)?;
 		}
-		let lock_wait = self.lock_wait;
-		let mut waiting = Stopwatch::start();
-		connection.busy_handler(Some(move |looks| {
-			if looks == 0 {
-				waiting = Stopwatch::start();
-			}
-			std::thread::sleep(LOOK_INTERVAL);
-			waiting.elapsed() < lock_wait
-		}))?;
 		Ok(connection)
 	}
 
