@@ -282,8 +282,8 @@ def test_backup_says_that_it_does_not_copy_what_is_in_postgresql(make: Make, sha
     create(server)
     done = server.prosodyctl("mod_invites", "backup", "copy")
     assert done.returncode == 1
-    told, refused = done.stderr.splitlines()
-    assert told == "prosodyctl mod_invites: the invites of example.com are in PostgreSQL, which pg_dump copies"
+    *told, refused = done.stderr.splitlines()
+    assert "prosodyctl mod_invites: the invites of example.com are in PostgreSQL, which pg_dump copies" in told
     assert "nothing was stored yet" in refused
 
 
