@@ -32,6 +32,7 @@ build = {
 			["mod_invites.limits"] = "lua/mod_invites/limits.lib.lua",
 			["mod_invites.lineage"] = "lua/mod_invites/lineage.lib.lua",
 			["mod_invites.metrics"] = "lua/mod_invites/metrics.lib.lua",
+			["mod_invites.native"] = "lua/mod_invites/native.lib.lua",
 			["mod_invites.prosodyctl"] = "lua/mod_invites/prosodyctl.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",
