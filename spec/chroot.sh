@@ -27,6 +27,7 @@ make() { # SUITE ROOT PACKAGE…
 	mmdebstrap --quiet --variant=minbase --include="$(IFS=,; echo "ca-certificates${*:+,$*}")" \
 		--aptopt="$settings/apt.conf" "$suite" "$root" "$settings/sources.list"
 	cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+	echo "127.0.0.1 localhost" >"$root/etc/hosts"
 	cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
 	chroot "$root" update-ca-certificates >/dev/null 2>&1
 	mkdir "$root/srv/mod_invites" # not in /root: some tests run as another user

@@ -123,10 +123,7 @@ function transfer.commands(prosodyctl)
 		return nil;
 	end
 
-	function commands.restore(options, native)
-		tell_what_is_elsewhere();
-		local backup, content, text = native.read_backup(database(), options.file);
-		if not backup then return fail(text); end
+	local function put_back(backup, content, options, native)
 		local newest = content.newest and os.date("%Y-%m-%d %H:%M:%S", content.newest) or "no time at all";
 		prosodyctl.print(("%s knows of nothing after %s. %d invites are open in it."):format(
 			options.file, newest, content.pending));
@@ -146,6 +143,16 @@ function transfer.commands(prosodyctl)
 		if not restored then return fail(why); end
 		prosodyctl.print(revoke and "restored; nothing in it is good any more" or "restored");
 		return 0;
+	end
+
+	function commands.restore(options, native)
+		tell_what_is_elsewhere();
+		local backup, content, text = native.read_backup(database(), options.file);
+		if not backup then return fail(text); end
+		local code = put_back(backup, content, options, native);
+		-- It has a copy in a file. Prosody 0.11 ends without collecting what is left over.
+		native.discard_backup(backup);
+		return code;
 	end
 
 	return commands;

@@ -201,6 +201,8 @@ def give_roles(server: Prosody, username: str, primary: str | None, *others: str
 
 
 BY_ROLE = '{ ["prosody:registered"] = { max_open = 1 }, ["prosody:member"] = { max_open = 2 }, ["inviter"] = { max_open = 3 } }'
+#: `admins` in the configuration makes administrators, and since 13.0 operators.
+ADMINISTRATORS = '{ ["prosody:admin"] = { max_open = 2 }, ["prosody:operator"] = { max_open = 2 } }'
 CUSTOM_ROLES = 'custom_roles = { { name = "inviter", priority = 30 }, { name = "staff", inherits = { "prosody:member" } } };'
 
 
@@ -219,7 +221,14 @@ async def test_a_user_may_do_what_one_of_the_roles_allows(
     make: Make, primary: str | None, others: tuple[str, ...], granted: int
 ) -> None:
     server = make(BY_ROLE, config=CUSTOM_ROLES)
-    give_roles(server, "juliet", primary, *others)
+    if primary or others:
+        give_roles(server, "juliet", primary, *others)
+    assert Counter(await ask(server, times=5))["made"] == granted
+
+
+@pytest.mark.parametrize(("limits", "granted"), [(BY_ROLE, 5), (ADMINISTRATORS, 2)])
+async def test_an_administrator_by_configuration_is_one(make: Make, limits: str, granted: int) -> None:
+    server = make(limits, config='admins = { "juliet@example.com" };')
     assert Counter(await ask(server, times=5))["made"] == granted
 
 

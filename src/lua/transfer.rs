@@ -6,6 +6,7 @@
 //! | `back_up(database, to)` | `true` |
 //! | `read_backup(database, from)` | a backup, and what there is to know: `{ newest, pending, would_live_again, would_be_gone }` |
 //! | `restore(database, backup, revoke)` | `true`; `revoke`: everything open in the backup |
+//! | `discard_backup(backup)` | nothing: the backup that was read takes no room any more |
 //! | `is_terminal()` | whether somebody can be asked |
 //!
 //! `database` is `{ path, lock_wait_ms }`.
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mlua::{BString, Function, Lua, Result as LuaResult, Table, UserData, UserDataRef, Value};
+use mlua::{AnyUserData, BString, Function, Lua, Result as LuaResult, Table, UserData, UserDataRef, Value};
 
 use super::{Failure, Outcome, outcome, set_some};
 use crate::check::{Finding, Level};
@@ -184,6 +185,10 @@ pub(super) fn add_to(lua: &Lua, library: &Table) -> LuaResult<()> {
 			let restored = database(&options)?.restore(&backup, revoke, clock::now());
 			Ok(Outcome(restored.map(|()| true).map_err(failed)))
 		})?,
+	)?;
+	library.set(
+		"discard_backup",
+		lua.create_function(|_, backup: AnyUserData| backup.take::<Backup>().map(drop))?,
 	)?;
 	library.set("is_terminal", lua.create_function(|_, ()| Ok(Value::Boolean(io::stdin().is_terminal())))?)
 }
