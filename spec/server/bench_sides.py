@@ -381,7 +381,7 @@ class BareLibpq(Side):
 
 
 def _postgres_statement(name: str) -> str:
-    source = (CHECKOUT / "src" / "store" / "postgres.rs").read_text()
+    source = (CHECKOUT / "src" / "store" / "postgres" / "statements.rs").read_text()
     found = re.search(rf'const {name}: &str =\s*"(.*?)";', source, re.DOTALL)
     if not found:
         raise Void(f"the store on PostgreSQL has no statement {name}")
