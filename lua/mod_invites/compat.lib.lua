@@ -114,6 +114,12 @@ end
 
 --- statistics
 
+-- Whether anybody counts: without statistics in the configuration nobody does. 0.11 does not say.
+function compat.has_statistics()
+	local registry = compat.lib("core.statsmanager").get_metric_registry;
+	return not registry or registry() ~= nil;
+end
+
 -- COMPAT 0.11 has only module:measure, which knows no labels: a measure for each of their values.
 local function measures(name, kind)
 	local by_value = {};

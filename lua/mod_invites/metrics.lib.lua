@@ -21,8 +21,9 @@ function metrics.refused(condition)
 	refused(condition);
 end
 
--- The same library handle, with every call of the storage timed.
+-- The same library handle, with every call of the storage timed, if anybody wants to know.
 function metrics.watch(handle)
+	if not compat.has_statistics() then return handle; end
 	local watched = { prepare = function (_, ...) return handle:prepare(...); end }; -- stores nothing
 	return setmetatable(watched, {
 		__index = function (_, name)

@@ -39,6 +39,6 @@ def plot(samples: dict[tuple[str, int, str], list[float]], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("ms, median")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4, frameon=False)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(figure)

@@ -131,8 +131,7 @@ class Side:
             case "get miss":
                 tokens, expected = [secrets.token_hex(12) for _ in range(number)], 0
             case "get+use" | "register":
-                if len(self.tokens) < number + LEAST:
-                    self.tokens += self.ask("create", number, [])[2]
+                self.stock(number)
                 tokens = [self.tokens.pop() for _ in range(number)]
             case "list":
                 expected = None
@@ -140,6 +139,11 @@ class Side:
         if expected not in (count, None) or operation == "list" and not self.size / 2 <= count <= self.size * 2 + 300:
             raise Void(f"{self.name} at {self.size:,}: {count} of {expected} calls did what they are for ({operation})")
         return spent
+
+    def stock(self, number: int) -> None:
+        """Sees that there are tokens for so many uses."""
+        if len(self.tokens) < number + LEAST:
+            self.tokens += self.ask("create", number, [])[2]
 
     def trim(self) -> None:
         """Takes away what was created since it was filled."""
@@ -160,6 +164,7 @@ class Side:
 
     def flushes(self, operation: str, number: int, log: Path) -> int:
         """How often the thread that serves clients waits for the disk."""
+        self.stock(number)
         command = ["strace", "-e", "trace=fsync,fdatasync", "-o", str(log), "-p", str(self.pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
             assert tracer.stderr
@@ -306,8 +311,8 @@ class OursOnPostgres(InServer):
         now = int(time.time())
         new = {
             "token": "made.token", "digest": "sha256(convert_to(made.token, 'UTF8'))",
-            "created_at": f"{now} - made.i * {6 * DAY} / {self.size}",
-            "expires": f"{now + WEEK} - made.i * {6 * DAY} / {self.size}",
+            "created_at": f"{now} - made.i::bigint * {6 * DAY} / {self.size}",
+            "expires": f"{now + WEEK} - made.i::bigint * {6 * DAY} / {self.size}",
         }
         self.postgres.query(
             self.database,

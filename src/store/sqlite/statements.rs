@@ -61,16 +61,16 @@ pub(super) const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = 
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const OPEN_INVITES_OF_USER: &str =
-	"SELECT * FROM invite WHERE host = :host AND username = :username AND ended_at IS NULL";
+	"SELECT * FROM invite INDEXED BY invite_name WHERE host = :host AND username = :username AND ended_at IS NULL";
 
 pub(super) const OPEN_INVITES_OF_INVITER: &str =
-	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter AND ended_at IS NULL";
+	"SELECT * FROM invite INDEXED BY invite_inviter_open WHERE host = :host AND inviter = :inviter AND ended_at IS NULL";
 
 pub(super) const INVITES_OF_INVITER: &str =
 	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter ORDER BY created_at, digest";
 
 pub(super) const BROUGHT_BY: &str =
-	"SELECT * FROM lineage WHERE host = :host AND inviter = :inviter ORDER BY username";
+	"SELECT * FROM lineage INDEXED BY lineage_inviter WHERE host = :host AND inviter = :inviter ORDER BY username";
 
 pub(super) const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :username";
 
@@ -80,7 +80,7 @@ pub(super) const BROUGHT: &str = "INSERT OR REPLACE INTO lineage (host, username
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
 
-pub(super) const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite WHERE host = :host AND inviter = :inviter \
+pub(super) const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite INDEXED BY invite_inviter_open WHERE host = :host AND inviter = :inviter \
 	AND ended_at IS NULL AND (expires IS NULL OR expires >= :now)";
 
 pub(super) const NEWEST_OF_INVITER: &str = "SELECT created_at FROM invite WHERE host = :host AND inviter = :inviter \
