@@ -42,19 +42,25 @@ end
 
 local usermanager = compat.lib("core.usermanager");
 
--- What the user manager knows of an account on this host: "active", "disabled", "missing" or "unknown".
+local accounts;
+
+-- What is known of an account on this host: "active", "disabled", "missing" or "unknown".
 function compat.account_state(username)
+	local provider = prosody.hosts[module.host].users;
+	local is_internal = provider and provider.name and provider.name:find("^internal_");
+	if is_internal then
+		-- These report a storage that fails as an account that is not there.
+		accounts = accounts or module:open_store("accounts");
+		local account, storage_err = accounts:get(username);
+		if not account then return storage_err and "unknown" or "missing"; end
+	end
 	local exists, err = usermanager.user_exists(username, module.host);
 	if exists then
 		local is_enabled = usermanager.user_is_enabled; -- since 13.0
 		if is_enabled and is_enabled(username, module.host) == false then return "disabled"; end
 		return "active";
-	end
-	local provider = prosody.hosts[module.host].users;
-	if provider and provider.name and provider.name:find("^internal_") then
-		-- These report a storage that fails as an account that is not there.
-		local _, storage_err = module:open_store("accounts"):get(username);
-		return storage_err and "unknown" or "missing";
+	elseif is_internal then
+		return "missing";
 	end
 	-- Others say nothing when what they ask is out of reach, and "not implemented" when they cannot ask.
 	return err == "Auth failed. Invalid username" and "missing" or "unknown";

@@ -76,7 +76,10 @@ def begin(scratch: Path, stack: ExitStack) -> list[Side]:
         sides += [ours, stack.enter_context(Bare.beside(ours))]
         shared = stack.enter_context(OursOnPostgres(VERSION, size, scratch, postgres))
         sides += [shared, BareLibpq(shared, scratch)]
-        for kind in (OursOnInternal, BundledOnSql, BundledOnInternal, BundledOnMemory):
+        # Those that write all that there is at each change, and read all of it at each call: beside a million, for more
+        # than a minute.
+        whole = (OursOnInternal, BundledOnInternal, BundledOnMemory) if size < LARGEST else ()
+        for kind in (BundledOnSql, *whole):
             sides.append(stack.enter_context(kind(VERSION, size, scratch)))
         print(f"{size:,} invites stored everywhere", flush=True)
     for side in sides:

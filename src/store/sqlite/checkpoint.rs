@@ -22,6 +22,12 @@ use crate::clock::Stopwatch;
 /// Pages that the log may be ahead of the database: SQLite's own default.
 pub(super) const PAGES: i32 = 1000;
 
+/// So long nobody may have written before pages are moved: two that wait for one disk wait longer.
+const LULL: Duration = Duration::from_millis(10);
+
+/// So far ahead, they are moved whoever writes.
+const BUSY_PAGES: i32 = 4 * PAGES;
+
 /// A patient process empties a log of so many pages, and that only now and then: it is a flush or two each time.
 pub(super) const PATIENT_PAGES: i32 = 2 * PAGES;
 
@@ -50,7 +56,8 @@ struct Shared {
 	is_patient: bool,
 	/// While it keeps others out to do so.
 	is_emptying: AtomicBool,
-	/// Pages of the log that the database has.
+	/// Pages of the log, and how many of them the database has.
+	log: AtomicI32,
 	done: AtomicI32,
 	worker: Mutex<Option<Worker>>,
 	/// Held while the thread moves pages: two cannot do that at once.
@@ -74,6 +81,7 @@ impl Checkpointer {
 			path: path.to_owned(),
 			is_patient: lock_wait >= PATIENCE,
 			is_emptying: AtomicBool::new(false),
+			log: AtomicI32::new(0),
 			done: AtomicI32::new(0),
 			worker: Mutex::default(),
 			moving: Mutex::default(),
@@ -125,10 +133,8 @@ impl Shared {
 			}
 			return;
 		}
-		let done = self.done.load(Ordering::Relaxed);
-		// A log that is shorter has begun anew.
-		let ahead = if pages < done { pages } else { pages - done };
-		if ahead < PAGES {
+		self.log.store(pages, Ordering::Relaxed);
+		if self.ahead() < PAGES {
 			return;
 		}
 		let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,9 +151,17 @@ impl Shared {
 		}
 	}
 
+	/// Pages that the log is ahead of the database.
+	fn ahead(&self) -> i32 {
+		let (log, done) = (self.log.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
+		// A log that is shorter has begun anew.
+		if log < done { log } else { log - done }
+	}
+
 	fn work(&self, woken: &Receiver<()>) {
 		let mut connection = None;
 		while woken.recv().is_ok() {
+			while self.ahead() < BUSY_PAGES && woken.recv_timeout(LULL).is_ok() {}
 			// What fails is tried again after a later commit; a disk that is broken shows in the commits themselves.
 			if self.checkpoint(&mut connection).is_err() {
 				connection = None;

@@ -60,17 +60,14 @@ pub(super) const PURGE: &str = "DELETE FROM invite WHERE host = :host AND digest
 pub(super) const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = :host AND digest = :digest";
 
 /// Public for the benchmark, which runs it on bare SQLite.
-pub const OPEN_INVITES_OF_USER: &str =
-	"SELECT * FROM invite INDEXED BY invite_name WHERE host = :host AND username = :username AND ended_at IS NULL";
+pub const OPEN_INVITES_OF_USER: &str = "SELECT * FROM invite INDEXED BY invite_name WHERE host = :host AND username = :username AND ended_at IS NULL";
 
-pub(super) const OPEN_INVITES_OF_INVITER: &str =
-	"SELECT * FROM invite INDEXED BY invite_inviter_open WHERE host = :host AND inviter = :inviter AND ended_at IS NULL";
+pub(super) const OPEN_INVITES_OF_INVITER: &str = "SELECT * FROM invite INDEXED BY invite_inviter_open WHERE host = :host AND inviter = :inviter AND ended_at IS NULL";
 
 pub(super) const INVITES_OF_INVITER: &str =
 	"SELECT * FROM invite WHERE host = :host AND inviter = :inviter ORDER BY created_at, digest";
 
-pub(super) const BROUGHT_BY: &str =
-	"SELECT * FROM lineage INDEXED BY lineage_inviter WHERE host = :host AND inviter = :inviter ORDER BY username";
+pub(super) const BROUGHT_BY: &str = "SELECT * FROM lineage INDEXED BY lineage_inviter WHERE host = :host AND inviter = :inviter ORDER BY username";
 
 pub(super) const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :username";
 
