@@ -467,6 +467,41 @@ fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts(
 	drop(scratch);
 }
 
+#[test]
+fn what_is_asked_of_few_invites_is_found_by_an_index_and_not_by_reading_all() {
+	let (_scratch, path) = scratch();
+	SqliteStore::new(&path, LOCK_WAIT).create(&sample("example.com", "t")).unwrap();
+	let connection = Connection::open(&path).unwrap();
+	let mut wrong = Vec::new();
+	for statement in [
+		statements::BROUGHT_BY,
+		statements::COUNT_OPEN,
+		statements::DUE,
+		statements::HISTORY_PART,
+		statements::INVITES_OF_INVITER,
+		statements::NEWEST_OF_INVITER,
+		statements::OPEN_INVITES_OF_INVITER,
+		statements::OPEN_INVITES_OF_USER,
+		statements::OPEN_OF_INVITER,
+		statements::OPEN_PART,
+		statements::OVER,
+	] {
+		let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
+		for parameter in 1..=plan.parameter_count() {
+			plan.raw_bind_parameter(parameter, 1).unwrap();
+		}
+		let mut rows = plan.raw_query();
+		while let Some(row) = rows.next().unwrap() {
+			let step: String = row.get("detail").unwrap();
+			let is_of_all = step.ends_with("PRIMARY KEY (host=?)") || step.starts_with("SCAN");
+			if is_of_all && !step.contains(" claim ") {
+				wrong.push(format!("{statement}: {step}"));
+			}
+		}
+	}
+	assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 fn log_size(path: &Path) -> u64 {
 	std::fs::metadata(format!("{}-wal", path.display())).map_or(0, |log| log.len())
 }
