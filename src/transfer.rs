@@ -32,7 +32,7 @@ const PAGE: u32 = 500;
 
 /// How long one batch of an import may keep others from writing, on a machine that has nothing else to do. What the disk
 /// adds varies, so this is less than half of the 20 ms that nobody should exceed.
-const BATCH_TIME: Duration = Duration::from_millis(8);
+const BATCH_TIME: Duration = Duration::from_millis(7);
 
 /// Between two batches the lock is free so long. Who waits for it looks for it every millisecond.
 const PAUSE: Duration = Duration::from_millis(3);

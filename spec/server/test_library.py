@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 NAME = "prosody_invites"
-#: Prosody itself needs all of these, or the C library has them.
-NEEDED = {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+#: Prosody itself needs all of these, or the C library has them; before 2.34, in several files.
+NEEDED = {
+    "libc.so.6", "libgcc_s.so.1", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2",
+    "ld-linux-aarch64.so.1",
+}
 #: A good third is for PostgreSQL.
 MAX_MEGABYTES = 10
 

@@ -340,9 +340,7 @@ async def test_an_invite_ends_with_an_inviter_who_is_gone_unseen(make: Make) -> 
         assert await refusal(stream.preauth(token)) == NO_TOKEN
 
 
-async def test_an_invite_sleeps_while_its_inviter_is_disabled(make: Make, version: str) -> None:
-    if version == "0.12.3":
-        pytest.skip("accounts cannot be disabled")
+async def test_an_invite_sleeps_while_its_inviter_is_disabled(make: Make) -> None:
     server = make(authentication="internal_hashed")
     server.add_user("nurse", "secret")
     token = create(server, 'create_contact("nurse", true)')
