@@ -167,6 +167,48 @@ async def test_one_token_makes_one_account_on_two_servers(
     assert shared_postgres.query(database, "SELECT * FROM claim") == []
 
 
+async def test_ten_thousand_tokens_raced_by_two_servers_are_each_used_once(
+    make_two: Callable[..., tuple[Prosody, Prosody]], shared_postgres: Postgres
+) -> None:
+    database = shared_postgres.new_database()
+    servers = make_two(shared_postgres.url(database))
+    piece, pieces = 1000, 10
+    used: Counter[str] = Counter()
+    won: Counter[int] = Counter()
+    for _ in range(pieces):
+        tokens = await evaluate(
+            servers[0],
+            """
+            local invites, tokens = module:depends("invites"), {};
+            for i = 1, args.number do tokens[i] = assert(invites.create_account()).token; end
+            return tokens;
+            """,
+            number=piece,
+        )
+        both = await asyncio.gather(*(
+            evaluate(
+                server,
+                """
+                local use, used = module:depends("invites").use, {};
+                for _, token in ipairs(args.tokens) do
+                    local is_used, why = use(token);
+                    if is_used then table.insert(used, token); else assert(why == "token-used" or why == "token-invalid", why); end
+                end
+                return used;
+                """,
+                tokens=tokens,
+            )
+            for server in servers
+        ))
+        for number, mine in enumerate(both):
+            used.update(mine or [])
+            won[number] += len(mine or [])
+    assert len(used) == piece * pieces and set(used.values()) == {1}
+    assert min(won[0], won[1]) > 0, "there was no race"
+    assert shared_postgres.query(database, "SELECT count(*) FROM redemption") == [[str(piece * pieces)]]
+    assert shared_postgres.query(database, "SELECT DISTINCT uses, max_uses FROM invite") == [["1", "1"]]
+
+
 @pytest.mark.parametrize("point", ["after claim", "before redeem"])
 async def test_another_server_settles_what_a_dead_one_has_claimed(
     make_two: Callable[..., tuple[Prosody, Prosody]], shared_postgres: Postgres, point: str
