@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Self
 
@@ -195,8 +195,11 @@ class InServer(Side):
         self._registrations = 0
 
     def __enter__(self) -> Self:
-        self.server.start(PATIENCE)
-        self.fill()
+        with ExitStack() as stack:
+            stack.callback(self.__exit__)
+            self.server.start(PATIENCE)
+            self.fill()
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
