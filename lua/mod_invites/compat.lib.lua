@@ -60,7 +60,7 @@ function compat.account_state(username)
 		if is_enabled and is_enabled(username, module.host) == false then return "disabled"; end
 		return "active";
 	elseif is_internal then
-		return "missing";
+		return "unknown"; -- it was there a moment ago
 	end
 	-- Others say nothing when what they ask is out of reach, and "not implemented" when they cannot ask.
 	return err == "Auth failed. Invalid username" and "missing" or "unknown";

@@ -414,6 +414,18 @@ async def test_an_outage_of_the_accounts_revokes_nothing(
     assert rows(server, "SELECT uses, revoked_at FROM invite") == [(1, None)]
 
 
+async def test_a_storage_that_fails_between_two_looks_makes_no_account_go_away(make: Make) -> None:
+    """The internal providers say of one that fails that there is no such account."""
+    server = make(authentication="internal_plain")
+    server.add_user("nurse", "old")
+    token = server.eval(FROM_NURSE)
+    server.eval(OUTAGE.replace("return args.answer;", 'return nil, "Auth failed. Invalid username";'))
+    assert validity(server, token) == (True, None)
+    server.eval(OUTAGE_ENDS)
+    assert validity(server, token) == (True, None)
+    assert rows(server, "SELECT revoked_at FROM invite") == [(None,)]
+
+
 async def test_a_reset_that_nobody_can_look_up_makes_no_account(make: Make) -> None:
     """The caller takes the name for free, and would make the account that is there once more."""
     server = make()
