@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -126,6 +126,7 @@ impl Shared {
 			}
 			return;
 		}
+		self.log.store(pages, Ordering::Relaxed);
 		if pages >= MAX_PAGES {
 			let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
 			if wal.checkpoint().is_ok() {
@@ -133,7 +134,6 @@ impl Shared {
 			}
 			return;
 		}
-		self.log.store(pages, Ordering::Relaxed);
 		if self.ahead() < PAGES {
 			return;
 		}
@@ -161,7 +161,14 @@ impl Shared {
 	fn work(&self, woken: &Receiver<()>) {
 		let mut connection = None;
 		while woken.recv().is_ok() {
-			while self.ahead() < BUSY_PAGES && woken.recv_timeout(LULL).is_ok() {}
+			while self.ahead() < BUSY_PAGES {
+				match woken.recv_timeout(LULL) {
+					Ok(()) => (),
+					Err(RecvTimeoutError::Timeout) => break,
+					// Who closes the connection has moved what there was.
+					Err(RecvTimeoutError::Disconnected) => return,
+				}
+			}
 			// What fails is tried again after a later commit; a disk that is broken shows in the commits themselves.
 			if self.checkpoint(&mut connection).is_err() {
 				connection = None;
