@@ -14,6 +14,7 @@
 //!
 //! `model` is a database of the module's: invites made here are like the first in it.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::hint::black_box;
 use std::io::{self, Write};
@@ -21,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
 use prosody_invites::store::sqlite::{
-	ALONE, CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION,
-	UPDATE,
+	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM,
+	REDEMPTION, UPDATE,
 };
 use prosody_invites::token::{Digest, Nonce, Token};
 use rusqlite::types::Value;
@@ -39,6 +40,8 @@ struct Bare {
 	connection: Connection,
 	/// Parameters of [`CREATE`] with their values.
 	model: Vec<(String, Value)>,
+	/// So many accounts were registered: each has another name.
+	registered: Cell<u32>,
 }
 
 impl Bare {
@@ -51,7 +54,7 @@ impl Bare {
 			let names = row.as_ref().column_names();
 			names.into_iter().map(|name| Ok((format!(":{name}"), row.get(name)?))).collect()
 		})?;
-		Ok(Self { connection, model })
+		Ok(Self { connection, model, registered: Cell::new(0) })
 	}
 
 	fn settings(&self) -> Result<String, rusqlite::Error> {
@@ -107,26 +110,32 @@ impl Bare {
 		Ok((token, spent))
 	}
 
-	/// What a use reads and writes; of one with a claim, besides.
-	fn redeem(&self, digest: &Digest, claimed: Option<&Nonce>) -> Result<bool, rusqlite::Error> {
+	/// What a use reads and writes; of a claim, who joined besides.
+	fn redeem(&self, digest: &Digest, claimed: Option<(&Nonce, &str)>) -> Result<bool, rusqlite::Error> {
 		let connection = &self.connection;
 		let now = clock::now();
 		let drawn = [0; 16];
-		let nonce = claimed.map_or(&drawn, Nonce::as_bytes);
+		let nonce = claimed.map_or(&drawn, |(nonce, _)| nonce.as_bytes());
 		let transaction = connection.unchecked_transaction()?;
 		match claimed {
-			Some(nonce) => {
+			Some((nonce, _)) => {
 				let params = named_params! { ":host": HOST, ":nonce": nonce.as_bytes() };
 				connection.prepare_cached(REDEEMED_CLAIM)?.query_row(params, read_all)?;
 			}
 			None => self.view(digest, None)?,
 		}
 		connection.prepare_cached(REDEMPTION)?.execute(named_params! {
-			":host": HOST, ":digest": digest.as_bytes(), ":nonce": nonce, ":purpose": "account", ":invitee": "user",
-			":source": "mod_register", ":used_at": now,
+			":host": HOST, ":digest": digest.as_bytes(), ":nonce": nonce, ":purpose": "account",
+			":invitee": claimed.map(|(_, username)| username), ":source": "mod_register", ":used_at": now,
 		})?;
 		let is_found = self.find(digest)?;
-		connection.prepare_cached(ALONE)?.execute(named_params! { ":host": HOST, ":username": "user" })?;
+		if let Some((_, username)) = claimed {
+			let params = named_params! { ":host": HOST, ":username": username };
+			connection.prepare_cached(LINEAGE)?.query_row(params, read_all).optional()?;
+			connection.prepare_cached(BROUGHT)?.execute(named_params! {
+				":host": HOST, ":username": username, ":inviter": "desk", ":digest": digest.as_bytes(), ":joined_at": now,
+			})?;
+		}
 		let fields = self.model.iter().find(|(name, _)| name == ":fields").map(|(_, value)| value);
 		connection.prepare_cached(UPDATE)?.execute(named_params! {
 			":host": HOST, ":digest": digest.as_bytes(), ":token": None::<String>, ":expires": now + WEEK, ":uses": 1,
@@ -160,17 +169,19 @@ impl Bare {
 
 	fn register(&self, token: &str) -> Result<(bool, Duration), Box<dyn Error>> {
 		let nonce = Nonce::generate()?;
+		self.registered.set(self.registered.get() + 1);
+		let username = format!("user{}", self.registered.get());
 		let start = Instant::now();
 		let digest = Digest::of(token.as_bytes());
 		self.find(&digest)?;
 		let transaction = self.connection.unchecked_transaction()?;
-		self.view(&digest, Some("user"))?;
+		self.view(&digest, Some(&username))?;
 		self.connection.prepare_cached(CLAIM)?.execute(named_params! {
 			":host": HOST, ":nonce": nonce.as_bytes(), ":digest": digest.as_bytes(), ":purpose": "account",
-			":invitee": "user", ":boot": nonce.as_bytes(), ":lease_end": clock::now() + 60,
+			":invitee": username, ":boot": nonce.as_bytes(), ":lease_end": clock::now() + 60,
 		})?;
 		transaction.commit()?;
-		let is_found = self.redeem(&digest, Some(&nonce))?;
+		let is_found = self.redeem(&digest, Some((&nonce, &username)))?;
 		Ok((is_found, start.elapsed()))
 	}
 

@@ -52,7 +52,7 @@ end
 local function create(handle, request, edit)
 	local invite, draft = prepare(handle, request);
 	if edit then edit(invite); end
-	return invite, assert(handle:save(invite, draft));
+	return invite, assert(handle:save(invite, draft, true));
 end
 
 -- Uses an invite without a claim, as the shim does where nobody claimed it.
@@ -641,7 +641,7 @@ describe("a claim", function ()
 		assert.is_true(handle:check_name("juliet"));
 
 		claim = assert(handle:claim(attempt(token, "romeo")));
-		assert.equal(1, handle:redeem(token, claim, "spec").uses);
+		assert.equal(1, handle:redeem(token, claim, "spec", true).uses);
 		assert.is_true(handle:redeem(token, claim, "spec"));
 		assert.is_false(handle:release(claim));
 		assert.equal("token-used", select(2, handle:claim(attempt(token, "mercutio"))));

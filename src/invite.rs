@@ -1,5 +1,6 @@
 //! The record of one invite.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::clock::Timestamp;
@@ -215,12 +216,13 @@ impl Invite {
 
 	/// The fields with the token in its places, for whoever has presented it.
 	#[must_use]
-	pub fn fields_with(&self, token: &Token) -> Table {
-		let mut fields = self.fields.clone();
-		if self.token.is_none() {
-			fields.replace_text(FORGOTTEN, token.reveal());
+	pub fn fields_with(&self, token: &Token) -> Cow<'_, Table> {
+		if self.token.is_some() {
+			return Cow::Borrowed(&self.fields);
 		}
-		fields
+		let mut fields = self.fields.clone();
+		fields.replace_text(FORGOTTEN, token.reveal());
+		Cow::Owned(fields)
 	}
 
 	/// The address that it is about: the bound or the inviter's account, else the host.

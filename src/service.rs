@@ -874,7 +874,7 @@ mod tests {
 		for token in tokens.into_iter().flatten() {
 			let id = token.digest().id().to_string();
 			let found = invites.get(token.reveal().as_bytes(), Purpose::Account, NOW).unwrap();
-			assert_eq!(found.fields_with(&token), linked(&token));
+			assert_eq!(found.fields_with(&token).as_ref(), &linked(&token));
 			assert_eq!(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW).unwrap(), found);
 			assert_eq!(
 				condition(invites.get_by_id(&id.as_bytes()[..15], Purpose::Account, NOW)),

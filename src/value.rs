@@ -69,6 +69,15 @@ impl Value {
 		Self::Str(text.as_bytes().to_vec())
 	}
 
+	/// The text, if it is a string of UTF-8.
+	#[must_use]
+	pub fn as_text(&self) -> Option<&str> {
+		match self {
+			Self::Str(bytes) => std::str::from_utf8(bytes).ok(),
+			_ => None,
+		}
+	}
+
 	/// Writes the text described at the head of this module.
 	///
 	/// # Errors
@@ -88,6 +97,17 @@ impl Value {
 		let value = Nested(0).deserialize(&mut json)?;
 		json.end()?;
 		Ok(value)
+	}
+
+	fn holds(&self, secret: &str) -> bool {
+		match self {
+			// Looking is not cheap, and most texts are too short.
+			Self::Str(bytes) if bytes.len() >= secret.len() => {
+				self.as_text().is_some_and(|text| text.contains(secret))
+			}
+			Self::Table(table) => table.holds(secret),
+			_ => false,
+		}
 	}
 
 	fn replace_text(self, secret: &str, with: &str) -> Self {
@@ -160,11 +180,26 @@ impl Table {
 
 	/// Puts `with` wherever `secret` stands in a text, keys and nested tables included.
 	pub(crate) fn replace_text(&mut self, secret: &str, with: &str) {
+		if !self.holds(secret) {
+			return;
+		}
 		let entries = std::mem::take(&mut self.0);
 		*self = entries
 			.into_iter()
 			.map(|(key, value)| (key.replace_text(secret, with), value.replace_text(secret, with)))
 			.collect();
+	}
+
+	fn holds(&self, secret: &str) -> bool {
+		self.0.iter().any(|(key, value)| key.holds(secret) || value.holds(secret))
+	}
+
+	/// Writes it as [`Value::encode`] does.
+	///
+	/// # Errors
+	/// As there.
+	pub fn encode(&self) -> Result<String, DataError> {
+		Ok(serde_json::to_string(self)?)
 	}
 
 	/// Whether there is no entry.

@@ -40,6 +40,12 @@ function compat.list_roles(roles)
 	return list;
 end
 
+-- Whether anybody on this host has hooked an event. What it would tell need not be put together otherwise.
+function compat.is_heard(event_name)
+	local handlers = (prosody.hosts[module.host] or prosody).events.get_handlers(event_name);
+	return handlers ~= nil and handlers[1] ~= nil;
+end
+
 local usermanager = compat.lib("core.usermanager");
 
 local accounts;
@@ -105,15 +111,21 @@ function compat.account_created(username)
 	return info and info.created;
 end
 
+-- By thread.
+local runners = setmetatable({}, { __mode = "kv" });
+
 -- The util.async runner that this code runs in and its thread; nil outside of one. That a runner is waiting can be seen
 -- from outside only by its state, and util.async gives it to nobody.
 function compat.current_runner()
 	local thread, is_main = coroutine.running();
 	if not thread or is_main then return nil; end
+	local known = runners[thread];
+	if known and known.thread == thread then return known, thread; end
 	local level = 0;
 	while debug.getinfo(thread, level, "") do level = level + 1; end
 	local name, runner = debug.getlocal(thread, level - 1, 1);
 	if name == "self" and type(runner) == "table" and runner.thread == thread then
+		runners[thread] = runner;
 		return runner, thread;
 	end
 end

@@ -41,6 +41,7 @@ function metrics.watch(handle)
 end
 
 function metrics.hook(handle)
+	if not compat.has_statistics() then return; end
 	module:hook("invite-stored", function (invite) created(invite.kind); end);
 	module:hook("invite-used", function (invite) redeemed(invite.kind); end);
 	module:hook("invite-revoked", function (invite) revoked(invite.kind); end);

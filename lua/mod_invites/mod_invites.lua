@@ -268,7 +268,7 @@ end
 local function create(request, additional_data)
 	local invite, draft = prepare(request, additional_data);
 	if not invite then return nil, draft; end
-	local restored, superseded, summary, limit = handle:save(invite, draft);
+	local restored, superseded, summary, limit = handle:save(invite, draft, compat.is_heard("invite-stored"));
 	if not restored then return not_created(request, superseded, summary, limit); end
 	for _, older in ipairs(superseded) do
 		module:fire_event("invite-revoked", older);
@@ -276,7 +276,7 @@ local function create(request, additional_data)
 	for _, name in ipairs(restored) do
 		module:log("warn", "A handler of invite-created changed the %s of an invite; it was restored", name);
 	end
-	module:fire_event("invite-stored", summary);
+	if summary then module:fire_event("invite-stored", summary); end
 	return invite;
 end
 
@@ -704,9 +704,10 @@ local function validate(token, username)
 		if not username or username == "" then return nil, "token-invalid"; end
 	end
 	local is_complete = import_bundled();
-	local invite, depends_on, text = handle:get(token, username or nil);
+	local invite, depends_on, more = handle:get(token, username or nil);
 	if not invite and depends_on == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
-	if not invite then return failed(depends_on, text); end
+	if not invite then return failed(depends_on, more); end
+	redemption.remember(invite, depends_on, more);
 	if depends_on then
 		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_state(depends_on));
 		if revoked then module:fire_event("invite-revoked", revoked); end

@@ -44,7 +44,17 @@ local attempts = {};
 -- good for one registration.
 local attempt_of, redeemed = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" });
 
+-- What is known of a validated invite besides what its holder sees and may change: { depends_on, is_reset }.
+local abouts = setmetatable({}, { __mode = "k" });
+
 local redemption = {};
+
+local DEPENDS_ON_NOBODY = {};
+
+-- What the library has told of an invite that it validated. It never changes, and need not be read again.
+function redemption.remember(invite, depends_on, is_reset)
+	abouts[invite] = depends_on and { depends_on = depends_on, is_reset = is_reset } or DEPENDS_ON_NOBODY;
+end
 
 -- What the preauth that is being handled has found. mod_invites_register looks its token up once more, and would call
 -- it invalid if the storage failed between the two.
@@ -122,7 +132,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 	-- Turns the claim of an attempt into a use: true, false if the claim was lost, nil if that will be tried again.
 	local function redeem(attempt, source)
 		if type(source) ~= "string" then source = nil; end
-		local summary, condition, text = handle:redeem(attempt.token, attempt.nonce, source);
+		local is_heard = compat.is_heard("invite-used");
+		local summary, condition, text = handle:redeem(attempt.token, attempt.nonce, source, is_heard);
 		if condition == "internal-server-error" then
 			if attempt.is_to_redeem then
 				retry_pause = math.min(retry_pause * 2, LAST_RETRY);
@@ -235,6 +246,14 @@ function redemption.hook(handle, validate, report, count_refusal)
 		end
 	end
 
+	local function look(invite)
+		if abouts[invite] then return abouts[invite]; end
+		-- A copy, or validated before a reload.
+		local about, condition, text = handle:look(invite.token);
+		if condition == "internal-server-error" then report(text); end
+		return about, condition;
+	end
+
 	local function refuse(event, condition)
 		local refusal = REFUSALS[condition];
 		count_refusal(condition);
@@ -259,11 +278,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 			return;
 		end
 
-		local about, condition, text = handle:look(invite.token);
-		if not about then
-			if condition == "internal-server-error" then report(text); end
-			return refuse(event, condition);
-		end
+		local about, condition = look(invite);
+		if not about then return refuse(event, condition); end
 		if redeemed[invite] then return refuse(event, "token-used"); end
 		local against = account_refusal(about, account);
 		if against == "conflict" then
@@ -309,8 +325,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 	-- Redeems before other handlers give the account what the invite promises, and takes the promise away if it cannot.
 	local function redeem_registration(event)
 		local invite = validated_invite_of(event);
-		local username = nodeprep(event.username);
 		local attempt = attempt_of[event.session or invite or event];
+		local username = attempt and attempt.invitee == event.username and attempt.invitee or nodeprep(event.username);
 		if not attempt and username then
 			-- The session of a client that hung up is empty; it is still the same thread that goes on.
 			local by_name, _, thread = attempt_for("account", username), compat.current_runner();
@@ -346,11 +362,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 	-- For a caller that claims nothing: true, false if somebody was faster, or nil and why it could not be tried.
 	function redemption.redeem_at_once(invite, invitee, source)
 		if type(source) ~= "string" then source = nil; end
-		local about, condition, text = handle:look(invite.token);
-		if not about then
-			if condition == "internal-server-error" then report(text); end
-			return nil, condition;
-		end
+		local about, condition = look(invite);
+		if not about then return nil, condition; end
 		local purpose = invite.username and invite.type == "roster" and not invite.inviter and "contact" or "account";
 		local summary, why = settled(about.depends_on, function ()
 			return handle:redeem_at_once({

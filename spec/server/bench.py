@@ -23,7 +23,7 @@ from bench_latency import Latency, ping_under_load
 from bench_plot import plot
 from bench_sides import (
     Bare, BareLibpq, BundledOnInternal, BundledOnMemory, BundledOnSql, InServer, Microseconds, OursOnInternal,
-    OursOnPostgres, OursOnSqlite, Side, Void,
+    OursOnPostgres, OursOnSqlite, SMALL, Side, Void,
 )
 from bench_start import generate_times, load_times
 from postgresql import Postgres
@@ -88,7 +88,7 @@ def begin(scratch: Path, stack: ExitStack) -> list[Side]:
 
 def trim(side: Side) -> None:
     """What was created while it was measured would be most of a small store."""
-    if side.size <= 1_000 and not isinstance(side, BareLibpq):
+    if side.size <= SMALL and not isinstance(side, BareLibpq):
         side.trim()
 
 
@@ -193,6 +193,7 @@ class Report:
                 counted = side.flushes(operation, TRACED, scratch / "strace") / TRACED
                 self.bars.append(Bar(f"{operation} at {size:,}, flushes of each", counted, each))
                 self.bars.append(Bar(f"{operation} at {size:,}, flushes of each", counted, each, is_minimum=True))
+            trim(side)
         for side in sides:
             if isinstance(side, Bare):
                 if (side.journal_mode, side.synchronous) != ("wal", "2"):

@@ -34,6 +34,8 @@ PREFIX = "BenchmarkToken"
 PGBENCH = max(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), default=Path("pgbench"))
 #: And never fewer than these.
 LEAST = 5
+#: So few invites would be most of them others after a while: what is used is replaced, what is added taken away.
+SMALL = 1_000
 #: For one request to a server: rewriting a million invites takes the bundled module this long.
 PATIENCE = 900
 
@@ -122,8 +124,8 @@ class Side:
         """How many of the calls did what they are for, how long each took, and the tokens that were made."""
         raise NotImplementedError
 
-    def run(self, operation: str, number: int) -> Microseconds:
-        """`number` calls that do what they are for."""
+    def run(self, operation: str, number: int, *, is_stocked: bool = False) -> Microseconds:
+        """`number` calls that do what they are for, and nothing beside them if the store is stocked for them."""
         tokens, expected = [], number
         match operation:
             case "get hit":
@@ -131,7 +133,8 @@ class Side:
             case "get miss":
                 tokens, expected = [secrets.token_hex(12) for _ in range(number)], 0
             case "get+use" | "register":
-                self.stock(number)
+                if not is_stocked:
+                    self.stock(number)
                 tokens = [self.tokens.pop() for _ in range(number)]
             case "list":
                 expected = None
@@ -141,9 +144,9 @@ class Side:
         return spent
 
     def stock(self, number: int) -> None:
-        """Sees that there are tokens for so many uses."""
-        if len(self.tokens) < number + LEAST:
-            self.tokens += self.ask("create", number, [])[2]
+        """Sees that there are tokens for so many uses, and that a small store stays as large as it is."""
+        if self.size <= SMALL or len(self.tokens) < number + LEAST:
+            self.tokens = self.ask("create", number, [])[2] + self.tokens
 
     def trim(self) -> None:
         """Takes away what was created since it was filled."""
@@ -171,7 +174,7 @@ class Side:
             attached = tracer.stderr.readline()
             if "attached" not in attached:
                 raise Void(f"cannot look at the flushes of {self.name}: {attached}")
-            self.run(operation, number)
+            self.run(operation, number, is_stocked=True)
             tracer.send_signal(signal.SIGINT)
         return log.read_text().count("sync(")
 
@@ -190,7 +193,7 @@ class InServer(Side):
         data.mkdir()
         self.server = Prosody(
             version, plugin_paths=self.plugin_paths, modules=("invites", "invites_register"), data_path=data,
-            storage=self.storage, config=self.config,
+            storage=self.storage, config=self.config, log_level="info",
         )
         self._registrations = 0
 

@@ -24,7 +24,7 @@ def load_times(version: str) -> tuple[float, float]:
     spent: dict[tuple[Path, ...], list[float]] = {OURS: [], BUNDLED: []}
     for _ in range(TIMES):
         for plugin_paths, times in spent.items():
-            with Prosody(version, plugin_paths=plugin_paths) as server:
+            with Prosody(version, plugin_paths=plugin_paths, log_level="info") as server:
                 server.start(60)
                 times.append(server.eval(LOAD))
     return statistics.median(spent[OURS]), statistics.median(spent[BUNDLED])

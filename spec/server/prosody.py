@@ -100,6 +100,7 @@ class Prosody:
     user          unix user to run as; needs root. Without it the server runs as whoever runs the tests
     data_path     directory to use, and keep, in place of a fresh one: another server's data, another version's
     daemonize     run with -D, where the server forks after it has loaded its modules
+    log_level     what is measured runs as an operator runs it, at "info"
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Prosody:
         user: str | None = None,
         data_path: Path | None = None,
         daemonize: bool = False,
+        log_level: str = "debug",
     ) -> None:
         self._root = _ROOTS / version if (_ROOTS / version).is_dir() else None
         self._unpacked = self._root or CHECKOUT / "target" / "prosody" / version
@@ -131,6 +133,7 @@ class Prosody:
         self.storage = storage
         self.user = user
         self.daemonize = daemonize
+        self.log_level = log_level
         self.pid: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -291,7 +294,7 @@ class Prosody:
         )
 
     def log(self) -> str:
-        """All the server has logged so far, at level debug."""
+        """All the server has logged so far."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
     def log_tail(self, lines: int = 40) -> str:
@@ -323,7 +326,7 @@ modules_disabled = {{ "s2s" }};
 plugin_paths = {{ {", ".join(_lua(str(path)) for path in (*self.plugin_paths, _SPEC_MODULES))} }};
 data_path = {_lua(str(self.data_path))};
 pidfile = {_lua(str(self._pidfile))};
-log = {{ debug = {_lua(str(self._log_path))} }};
+log = {{ {self.log_level} = {_lua(str(self._log_path))} }};
 authentication = {_lua(self.authentication)};
 storage = {_lua(self.storage)};
 c2s_require_encryption = false;

@@ -6,19 +6,19 @@
 //! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl, default_ttl, inviter }` | invite table, draft; `account` is the state of the account of a register invite's username; `inviter` is `{ username, roles, account_created }` of whom `limited` named, `roles` a list of lists as of [`crate::policy::Inviter`] |
 //! | `counted_period()` | the seconds for which limits count invites that have ended |
 //! | `may_save(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
-//! | `save(table, draft)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, summary; the invite is on the disk |
+//! | `save(table, draft, is_told)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, and its own if that is told to anybody; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
 //! | `bundled_rows()` | the same rows, of all invites that are good now; how many invites that is, and of how many there is no token |
 //! | `export(pending, write)` | how many invites were written; `pending`: only those that are good now; `write(text)` is called for each piece |
 //! | `import { file, text, is_alone }` | `{ imported, known, remarks }`, or `{ wrong }`, a list of what is, and then nothing was written; reads the file of that name (`-`: stdin), else the text; `is_alone`: nobody waits meanwhile, and nobody looks on |
 //! | `check()` | list of `{ level, text }`: what there is to say of the storage |
-//! | `get(token, username)` | validated invite table, and the username of the account that it depends on, if any; `username` nil: for an account, else as contact of that user |
+//! | `get(token, username)` | validated invite table, the username of the account that it depends on, if any, and whether it resets that one's password; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
 //! | `confirm(token, account)` | `true`; `account` is the state of the account that it depends on |
 //! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce |
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
-//! | `redeem(token, nonce, source)` | summary, or `true` if it was redeemed before |
+//! | `redeem(token, nonce, source, is_told)` | summary; `true` if it was redeemed before, or nobody is told |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
 //! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
@@ -93,7 +93,10 @@ impl Key {
 pub(super) const IMPORT_BATCH: usize = 200;
 
 /// Names of restored fields, the invites that were superseded, and the invite.
-type Saved = (Vec<&'static str>, Vec<Table>, Table);
+type Saved = (Vec<&'static str>, Vec<Table>, Option<Table>);
+
+/// An invite table, the username of the account that it depends on, and whether it resets that one's password.
+type Validated = (Table, Option<String>, bool);
 
 /// Invite tables, and what to pass as `after` for more, if there is more.
 type Page = (Vec<Table>, Option<BString>);
@@ -154,7 +157,13 @@ impl Handle {
 		}
 	}
 
-	fn save(&self, lua: &Lua, table: &Table, draft: &Draft) -> LuaResult<Result<Saved, Failure>> {
+	fn save(
+		&self,
+		lua: &Lua,
+		table: &Table,
+		draft: &Draft,
+		is_told: bool,
+	) -> LuaResult<Result<Saved, Failure>> {
 		let (invite, restored) = match self.complete(table, draft)? {
 			Ok(complete) => complete,
 			Err(failure) => return Ok(Err(failure)),
@@ -164,7 +173,10 @@ impl Handle {
 			None => self.invites.save(&invite),
 		};
 		match self.summaries(lua, saved)? {
-			Ok(superseded) => Ok(Ok((restored, superseded, summary(lua, &invite, &self.bundled.null)?))),
+			Ok(superseded) => {
+				let told = is_told.then(|| summary(lua, &invite, &self.bundled.null)).transpose()?;
+				Ok(Ok((restored, superseded, told)))
+			}
 			Err(failure) => Ok(Err(failure)),
 		}
 	}
@@ -274,15 +286,16 @@ impl Handle {
 		lua: &Lua,
 		token: &Value,
 		username: Option<&str>,
-	) -> LuaResult<Result<(Table, Option<String>), Failure>> {
+	) -> LuaResult<Result<Validated, Failure>> {
 		let purpose = if username.is_some() { Purpose::Contact } else { Purpose::Account };
 		match self.found(token, purpose) {
 			Ok((invite, _)) if username.is_some() && invite.username.as_deref() != username => {
 				Ok(Err(InviteError::TokenInvalid.into()))
 			}
 			Ok((invite, token)) => {
-				let depends_on = invite.depends_on().map(str::to_owned);
-				Ok(Ok((validated(lua, &invite, &token, purpose, &self.bundled.null)?, depends_on)))
+				let (depends_on, kind) = (invite.depends_on().map(str::to_owned), invite.kind());
+				let table = validated(lua, &invite, &token, purpose, &self.bundled.null)?;
+				Ok(Ok((table, depends_on, kind == Kind::Reset)))
 			}
 			Err(error) => Ok(Err(error.into())),
 		}
@@ -384,13 +397,14 @@ impl Handle {
 		token: &Value,
 		claim: &BString,
 		source: Option<&str>,
+		is_told: bool,
 	) -> LuaResult<Result<Value, Failure>> {
 		let redeemed = digest(token)
 			.map_err(Failure::from)
 			.and_then(|digest| Ok(self.invites.redeem(&digest, &nonce(claim)?, source, clock::now())?));
 		Ok(match redeemed {
-			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
-			Ok(None) => Ok(Value::Boolean(true)),
+			Ok(Some(invite)) if is_told => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
+			Ok(_) => Ok(Value::Boolean(true)),
 			Err(failure) => Err(failure),
 		})
 	}
@@ -518,7 +532,7 @@ pub(super) fn with_token(mut invite: Invite, named: &Value) -> Invite {
 		&& let Ok(key) = key.borrow::<Key>()
 		&& let Some(token) = &key.token
 	{
-		invite.fields = invite.fields_with(token);
+		invite.fields = invite.fields_with(token).into_owned();
 		invite.token = Some(token.clone());
 	}
 	invite
@@ -568,9 +582,12 @@ impl UserData for Handle {
 			outcome(this.may_save(&table, &draft))
 		});
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
-		methods.add_method("save", |lua, this, (table, draft): (Table, UserDataRef<Draft>)| {
-			outcome(this.save(lua, &table, &draft))
-		});
+		methods.add_method(
+			"save",
+			|lua, this, (table, draft, is_told): (Table, UserDataRef<Draft>, bool)| {
+				outcome(this.save(lua, &table, &draft, is_told))
+			},
+		);
 		methods.add_method("import_bundled", |lua, this, (host_rows, user_rows): (Option<Table>, Table)| {
 			outcome(this.import_bundled(lua, host_rows.as_ref(), &user_rows))
 		});
@@ -599,8 +616,8 @@ impl UserData for Handle {
 		});
 		methods.add_method(
 			"redeem",
-			|lua, this, (token, claim, source): (Value, BString, Option<String>)| {
-				outcome(this.redeem(lua, &token, &claim, source.as_deref()))
+			|lua, this, (token, claim, source, is_told): (Value, BString, Option<String>, bool)| {
+				outcome(this.redeem(lua, &token, &claim, source.as_deref(), is_told))
 			},
 		);
 		methods.add_method("release", |_, this, claim: BString| {

@@ -163,7 +163,8 @@ pub(super) fn absorb(
 /// What events tell of an invite, and logs may: everything but the secret and what holds it.
 pub(super) fn summary(lua: &Lua, invite: &Invite, null: &Null) -> LuaResult<Table> {
 	let now = clock::now();
-	let table = lua.create_table_with_capacity(0, 17)?;
+	// Few have more, and Lua makes room for the next power of two.
+	let table = lua.create_table_with_capacity(0, 16)?;
 	table.raw_set("id", invite.digest.id().to_string())?;
 	table.raw_set("host", invite.host.as_str())?;
 	table.raw_set("type", invite.invite_type.as_str())?;

@@ -144,7 +144,12 @@ pub(super) fn write(lua: &Lua, value: &Stored, null: &Null) -> LuaResult<Value> 
 /// Sets every entry on `table`.
 pub(super) fn write_entries(lua: &Lua, stored: &StoredTable, null: &Null, table: &Table) -> LuaResult<()> {
 	for (key, value) in stored.entries() {
-		table.raw_set(write(lua, key, null)?, write(lua, value, null)?)?;
+		// Nearly all keys are text, and so are most values: mlua need not make handles of those.
+		match (key.as_text(), value.as_text()) {
+			(Some(key), Some(value)) => table.raw_set(key, value)?,
+			(Some(key), None) => table.raw_set(key, write(lua, value, null)?)?,
+			_ => table.raw_set(write(lua, key, null)?, write(lua, value, null)?)?,
+		}
 	}
 	Ok(())
 }

@@ -24,8 +24,8 @@ use self::statements::{
 	read_digest, read_invite, redemptions, release, retire, update, usage, view, view_name,
 };
 pub use self::statements::{
-	ALONE, CLAIM, CLAIMS, CREATE, FIND, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM, REDEMPTION,
-	UPDATE,
+	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM,
+	REDEMPTION, UPDATE,
 };
 use super::{Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;

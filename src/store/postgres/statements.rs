@@ -524,7 +524,7 @@ impl<'a> NewRow<'a> {
 		let fields = if invite.fields.is_empty() {
 			None
 		} else {
-			let fields = Value::Table(invite.fields.clone()).encode();
+			let fields = invite.fields.encode();
 			Some(fields.map_err(|error| damaged(&invite.digest, error))?)
 		};
 		Ok(Self {

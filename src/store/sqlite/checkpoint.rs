@@ -7,7 +7,7 @@
 //! never before Prosody has forked, and ends with the connection that it works for.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -59,6 +59,10 @@ struct Shared {
 	/// Pages of the log, and how many of them the database has.
 	log: AtomicI32,
 	done: AtomicI32,
+	/// Counts commits, so that the thread sees whether there were any.
+	commits: AtomicU32,
+	/// Whether the thread has work. To wake it at every commit would cost each a tenth more.
+	is_awake: AtomicBool,
 	worker: Mutex<Option<Worker>>,
 	/// Held while the thread moves pages: two cannot do that at once.
 	moving: Mutex<()>,
@@ -83,6 +87,8 @@ impl Checkpointer {
 			is_emptying: AtomicBool::new(false),
 			log: AtomicI32::new(0),
 			done: AtomicI32::new(0),
+			commits: AtomicU32::new(0),
+			is_awake: AtomicBool::new(false),
 			worker: Mutex::default(),
 			moving: Mutex::default(),
 		});
@@ -127,6 +133,7 @@ impl Shared {
 			return;
 		}
 		self.log.store(pages, Ordering::Relaxed);
+		self.commits.fetch_add(1, Ordering::Relaxed);
 		if pages >= MAX_PAGES {
 			let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
 			if wal.checkpoint().is_ok() {
@@ -134,7 +141,7 @@ impl Shared {
 			}
 			return;
 		}
-		if self.ahead() < PAGES {
+		if self.ahead() < PAGES || self.is_awake.swap(true, Ordering::Relaxed) {
 			return;
 		}
 		let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,9 +152,8 @@ impl Shared {
 			// Without the thread the log grows, and the next commit tries again.
 			*worker = thread.spawn(move || shared.work(&woken)).ok().map(|thread| Worker { wake, thread });
 		}
-		if let Some(worker) = &*worker {
-			// Full means woken already.
-			let _ = worker.wake.try_send(());
+		if worker.as_ref().is_none_or(|worker| worker.wake.try_send(()).is_err()) {
+			self.is_awake.store(false, Ordering::Relaxed);
 		}
 	}
 
@@ -161,18 +167,21 @@ impl Shared {
 	fn work(&self, woken: &Receiver<()>) {
 		let mut connection = None;
 		while woken.recv().is_ok() {
-			while self.ahead() < BUSY_PAGES {
-				match woken.recv_timeout(LULL) {
-					Ok(()) => (),
-					Err(RecvTimeoutError::Timeout) => break,
-					// Who closes the connection has moved what there was.
-					Err(RecvTimeoutError::Disconnected) => return,
+			loop {
+				let seen = self.commits.load(Ordering::Relaxed);
+				// Who closes the connection has moved what there was.
+				if woken.recv_timeout(LULL) == Err(RecvTimeoutError::Disconnected) {
+					return;
+				}
+				if self.commits.load(Ordering::Relaxed) == seen || self.ahead() >= BUSY_PAGES {
+					break;
 				}
 			}
 			// What fails is tried again after a later commit; a disk that is broken shows in the commits themselves.
 			if self.checkpoint(&mut connection).is_err() {
 				connection = None;
 			}
+			self.is_awake.store(false, Ordering::Relaxed);
 		}
 	}
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::checkpoint::Checkpointer;
 use crate::store::StoreError;
@@ -21,6 +21,9 @@ pub(super) const MIGRATIONS: [&str; 2] =
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("connection.sql");
+
+/// More than there are: none is compiled twice.
+const STATEMENTS: usize = 64;
 
 /// Marks the file as ours (`PRAGMA application_id`).
 const APPLICATION_ID: i32 = i32::from_be_bytes(*b"PInv");
@@ -149,9 +152,10 @@ impl SqliteStore {
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
 		self.with(doing, |connection| {
-			let transaction = Transaction::new_unchecked(connection, TransactionBehavior::Immediate)?;
-			let done = work(&transaction)?;
-			transaction.commit()?;
+			connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
+			let _undone = Undone(connection);
+			let done = work(connection)?;
+			connection.prepare_cached("COMMIT")?.execute(())?;
 			Ok(done)
 		})
 	}
@@ -211,6 +215,7 @@ impl SqliteStore {
 			return Err(Connecting::ReadOnly);
 		}
 		connection.execute_batch(CONNECTION)?;
+		connection.set_prepared_statement_cache_capacity(STATEMENTS);
 		let journal_mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
 		if journal_mode != "wal" {
 			return Err(Connecting::NoWal);
@@ -286,6 +291,19 @@ impl SqliteStore {
 		StoreError::Unusable {
 			problem: format!("the database {} {problem}", self.path.display()),
 			source: Some(Box::new(source)),
+		}
+	}
+}
+
+/// Rolls a transaction back that was not committed. rusqlite's own transactions would have their BEGIN and COMMIT compiled
+/// anew each time.
+struct Undone<'a>(&'a Connection);
+
+impl Drop for Undone<'_> {
+	fn drop(&mut self) {
+		if !self.0.is_autocommit() {
+			// SQLite does the same when the connection is closed, if this fails.
+			let _ = self.0.execute_batch("ROLLBACK");
 		}
 	}
 }

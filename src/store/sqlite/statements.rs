@@ -69,13 +69,14 @@ pub(super) const INVITES_OF_INVITER: &str =
 
 pub(super) const BROUGHT_BY: &str = "SELECT * FROM lineage INDEXED BY lineage_inviter WHERE host = :host AND inviter = :inviter ORDER BY username";
 
-pub(super) const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :username";
-
-pub(super) const BROUGHT: &str = "INSERT OR REPLACE INTO lineage (host, username, inviter, digest, joined_at) \
-	VALUES (:host, :username, :inviter, :digest, :joined_at)";
+/// Public for the benchmark, which runs it on bare SQLite.
+pub const LINEAGE: &str = "SELECT * FROM lineage WHERE host = :host AND username = :username";
 
 /// Public for the benchmark, which runs it on bare SQLite.
-pub const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
+pub const BROUGHT: &str = "INSERT OR REPLACE INTO lineage (host, username, inviter, digest, joined_at) \
+	VALUES (:host, :username, :inviter, :digest, :joined_at)";
+
+const ALONE: &str = "DELETE FROM lineage WHERE host = :host AND username = :username";
 
 pub(super) const OPEN_OF_INVITER: &str = "SELECT count(*) FROM invite INDEXED BY invite_inviter_open WHERE host = :host AND inviter = :inviter \
 	AND ended_at IS NULL AND (expires IS NULL OR expires >= :now)";
@@ -175,29 +176,32 @@ pub(super) fn read_digest(row: &Row<'_>) -> Result<Digest, Trouble> {
 	Ok(Digest::from_bytes(row.get("digest")?))
 }
 
-pub(super) fn read_purpose(row: &Row<'_>, digest: &Digest) -> Result<Purpose, Trouble> {
-	let word: String = row.get("purpose")?;
-	Purpose::from_stored(&word).ok_or_else(|| damaged(digest, "the purpose of its use is unknown").into())
-}
+const UNKNOWN_PURPOSE: &str = "the purpose of its use is unknown";
 
+/// Reads `SELECT *`, as [`read_invite`] does.
 pub(super) fn read_claim(row: &Row<'_>) -> Result<Claim, Trouble> {
-	let digest = Digest::from_bytes(row.get("digest")?);
+	let mut columns = Columns { row, next: 0 };
+	let host = columns.next()?;
+	let nonce = Nonce::from_bytes(columns.next()?);
+	let digest = Digest::from_bytes(columns.next()?);
+	let purpose = columns.next_text()?.and_then(Purpose::from_stored);
 	Ok(Claim {
-		host: row.get("host")?,
-		nonce: Nonce::from_bytes(row.get("nonce")?),
+		host,
+		nonce,
 		digest,
-		purpose: read_purpose(row, &digest)?,
-		invitee: row.get("invitee")?,
-		boot: Nonce::from_bytes(row.get("boot")?),
-		lease_end: row.get("lease_end")?,
+		purpose: purpose.ok_or_else(|| damaged(&digest, UNKNOWN_PURPOSE))?,
+		invitee: columns.next()?,
+		boot: Nonce::from_bytes(columns.next()?),
+		lease_end: columns.next()?,
 	})
 }
 
 pub(super) fn read_redemption(row: &Row<'_>) -> Result<Redemption, Trouble> {
 	let digest = Digest::from_bytes(row.get("digest")?);
+	let purpose: String = row.get("purpose")?;
 	Ok(Redemption {
 		nonce: Nonce::from_bytes(row.get("nonce")?),
-		purpose: read_purpose(row, &digest)?,
+		purpose: Purpose::from_stored(&purpose).ok_or_else(|| damaged(&digest, UNKNOWN_PURPOSE))?,
 		invitee: row.get("invitee")?,
 		source: row.get("source")?,
 		used_at: row.get("used_at")?,
@@ -223,8 +227,7 @@ pub(super) fn encode_fields(invite: &Invite) -> Result<Option<String>, Trouble> 
 	if invite.fields.is_empty() {
 		return Ok(None);
 	}
-	let encoded = Value::Table(invite.fields.clone()).encode();
-	Ok(Some(encoded.map_err(|error| damaged(&invite.digest, error))?))
+	Ok(Some(invite.fields.encode().map_err(|error| damaged(&invite.digest, error))?))
 }
 
 /// Stores an invite by `statement`; whether it did.
