@@ -281,12 +281,7 @@ impl Handle {
 		}
 	}
 
-	fn get(
-		&self,
-		lua: &Lua,
-		token: &Value,
-		username: Option<&str>,
-	) -> LuaResult<Result<Validated, Failure>> {
+	fn get(&self, lua: &Lua, token: &Value, username: Option<&str>) -> LuaResult<Result<Validated, Failure>> {
 		let purpose = if username.is_some() { Purpose::Contact } else { Purpose::Account };
 		match self.found(token, purpose) {
 			Ok((invite, _)) if username.is_some() && invite.username.as_deref() != username => {
