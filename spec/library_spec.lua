@@ -618,6 +618,19 @@ describe("a failure", function ()
 	end);
 end);
 
+describe("what an event would tell", function ()
+	it("is put together only if anybody hears it", function ()
+		local handle = open();
+		local invite, draft = prepare(handle);
+		local restored, superseded, summary = handle:save(invite, draft, false);
+		assert.same({ {}, {} }, { restored, superseded });
+		assert.is_nil(summary);
+		local claim = assert(handle:claim({ token = invite.token, purpose = "account", invitee = "romeo" }));
+		assert.is_true(handle:redeem(invite.token, claim, "spec", false));
+		assert.equal("token-used", select(2, redeem(handle, invite.token)));
+	end);
+end);
+
 describe("a claim", function ()
 	local function attempt(token, invitee, more)
 		local all = { token = token, purpose = "account", invitee = invitee };

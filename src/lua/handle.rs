@@ -6,7 +6,7 @@
 //! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl, default_ttl, inviter }` | invite table, draft; `account` is the state of the account of a register invite's username; `inviter` is `{ username, roles, account_created }` of whom `limited` named, `roles` a list of lists as of [`crate::policy::Inviter`] |
 //! | `counted_period()` | the seconds for which limits count invites that have ended |
 //! | `may_save(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
-//! | `save(table, draft, is_told)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, and its own if that is told to anybody; the invite is on the disk |
+//! | `save(table, draft, is_heard)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, and its own if anybody is to hear of it; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
 //! | `bundled_rows()` | the same rows, of all invites that are good now; how many invites that is, and of how many there is no token |
 //! | `export(pending, write)` | how many invites were written; `pending`: only those that are good now; `write(text)` is called for each piece |
@@ -18,7 +18,7 @@
 //! | `confirm(token, account)` | `true`; `account` is the state of the account that it depends on |
 //! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce |
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
-//! | `redeem(token, nonce, source, is_told)` | summary; `true` if it was redeemed before, or nobody is told |
+//! | `redeem(token, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
 //! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
@@ -162,7 +162,7 @@ impl Handle {
 		lua: &Lua,
 		table: &Table,
 		draft: &Draft,
-		is_told: bool,
+		is_heard: bool,
 	) -> LuaResult<Result<Saved, Failure>> {
 		let (invite, restored) = match self.complete(table, draft)? {
 			Ok(complete) => complete,
@@ -174,8 +174,8 @@ impl Handle {
 		};
 		match self.summaries(lua, saved)? {
 			Ok(superseded) => {
-				let told = is_told.then(|| summary(lua, &invite, &self.bundled.null)).transpose()?;
-				Ok(Ok((restored, superseded, told)))
+				let heard = is_heard.then(|| summary(lua, &invite, &self.bundled.null)).transpose()?;
+				Ok(Ok((restored, superseded, heard)))
 			}
 			Err(failure) => Ok(Err(failure)),
 		}
@@ -392,13 +392,13 @@ impl Handle {
 		token: &Value,
 		claim: &BString,
 		source: Option<&str>,
-		is_told: bool,
+		is_heard: bool,
 	) -> LuaResult<Result<Value, Failure>> {
 		let redeemed = digest(token)
 			.map_err(Failure::from)
 			.and_then(|digest| Ok(self.invites.redeem(&digest, &nonce(claim)?, source, clock::now())?));
 		Ok(match redeemed {
-			Ok(Some(invite)) if is_told => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
+			Ok(Some(invite)) if is_heard => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(_) => Ok(Value::Boolean(true)),
 			Err(failure) => Err(failure),
 		})
@@ -579,8 +579,8 @@ impl UserData for Handle {
 		methods.add_method("prepare", |lua, this, request: Table| outcome(this.prepare(lua, &request)));
 		methods.add_method(
 			"save",
-			|lua, this, (table, draft, is_told): (Table, UserDataRef<Draft>, bool)| {
-				outcome(this.save(lua, &table, &draft, is_told))
+			|lua, this, (table, draft, is_heard): (Table, UserDataRef<Draft>, bool)| {
+				outcome(this.save(lua, &table, &draft, is_heard))
 			},
 		);
 		methods.add_method("import_bundled", |lua, this, (host_rows, user_rows): (Option<Table>, Table)| {
@@ -611,8 +611,8 @@ impl UserData for Handle {
 		});
 		methods.add_method(
 			"redeem",
-			|lua, this, (token, claim, source, is_told): (Value, BString, Option<String>, bool)| {
-				outcome(this.redeem(lua, &token, &claim, source.as_deref(), is_told))
+			|lua, this, (token, claim, source, is_heard): (Value, BString, Option<String>, bool)| {
+				outcome(this.redeem(lua, &token, &claim, source.as_deref(), is_heard))
 			},
 		);
 		methods.add_method("release", |_, this, claim: BString| {
