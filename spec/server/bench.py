@@ -273,7 +273,7 @@ def write_readme(report: Report) -> None:
     lines = [f"`make bench` on {day}, commit {commit()}, Prosody {VERSION}:", ""]
     lines += ["| promised | measured | |", "| --- | ---: | --- |"]
     for bar in report.bars:
-        wanted = f"{'≥' if bar.is_minimum else '≤'} {bar.limit:,.4g}"
+        wanted = f"{'≥' if bar.is_minimum else '≤'} {round(bar.limit, 2):,}"
         lines.append(f"| {bar.what} {wanted} | {bar.measured:,.2f} | {'' if bar.passed else '**missed**'} |")
     table = "".join(f"{line}\n" for line in lines)
     text, found = re.subn(
