@@ -13,8 +13,10 @@
 //!
 //! Keys are sorted, so equal values give equal text.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -53,9 +55,15 @@ pub enum Value {
 	Table(Table),
 }
 
-/// A Lua table by value: entries with distinct keys, sorted by key.
+/// A Lua table by value: entries with distinct keys, sorted by key. Cheap to clone.
 #[derive(Clone, Default, PartialEq)]
-pub struct Table(Vec<(Value, Value)>);
+pub struct Table(Arc<Vec<(Value, Value)>>);
+
+thread_local! {
+	/// The text that was last decoded, and its table: an invite is read three times on its way from a token to a use,
+	/// and written back as it was.
+	static LAST_DECODED: RefCell<Option<(String, Table)>> = RefCell::default();
+}
 
 /// Text that was not written by this module, or was damaged since.
 #[derive(Debug, Error)]
@@ -91,12 +99,7 @@ impl Value {
 	/// # Errors
 	/// When the text is no such text.
 	pub fn decode(text: &str) -> Result<Self, DataError> {
-		let mut json = serde_json::Deserializer::from_str(text);
-		// Its own limit of 128 is less than our tables need; ours is counted while reading.
-		json.disable_recursion_limit();
-		let value = Nested(0).deserialize(&mut json)?;
-		json.end()?;
-		Ok(value)
+		from_text(text)
 	}
 
 	fn holds(&self, secret: &str) -> bool {
@@ -167,7 +170,7 @@ impl FromIterator<(Value, Value)> for Table {
 		entries.reverse();
 		entries.sort_by(|(a, _), (b, _)| a.order(b));
 		entries.dedup_by(|(a, _), (b, _)| a.order(b) == Ordering::Equal);
-		Self(entries)
+		Self(Arc::new(entries))
 	}
 }
 
@@ -184,7 +187,7 @@ impl Table {
 			return;
 		}
 		let entries = std::mem::take(&mut self.0);
-		*self = entries
+		*self = Arc::unwrap_or_clone(entries)
 			.into_iter()
 			.map(|(key, value)| (key.replace_text(secret, with), value.replace_text(secret, with)))
 			.collect();
@@ -199,12 +202,36 @@ impl Table {
 	/// # Errors
 	/// As there.
 	pub fn encode(&self) -> Result<String, DataError> {
-		Ok(serde_json::to_string(self)?)
+		let known = LAST_DECODED.with_borrow(|last| {
+			let last = last.as_ref().filter(|(_, table)| Arc::ptr_eq(&self.0, &table.0));
+			last.map(|(text, _)| text.clone())
+		});
+		match known {
+			Some(text) => Ok(text),
+			None => Ok(serde_json::to_string(self)?),
+		}
+	}
+
+	/// Reads what [`Table::encode`] wrote.
+	///
+	/// # Errors
+	/// When the text is no such text, or that of another value.
+	pub fn decode(text: &str) -> Result<Self, DataError> {
+		let known = LAST_DECODED.with_borrow(|last| {
+			let last = last.as_ref().filter(|(decoded, _)| decoded == text);
+			last.map(|(_, table)| table.clone())
+		});
+		if let Some(table) = known {
+			return Ok(table);
+		}
+		let table: Self = from_text(text)?;
+		LAST_DECODED.set(Some((text.to_owned(), table.clone())));
+		Ok(table)
 	}
 
 	/// Whether there is no entry.
 	#[must_use]
-	pub const fn is_empty(&self) -> bool {
+	pub fn is_empty(&self) -> bool {
 		self.0.is_empty()
 	}
 
@@ -241,6 +268,15 @@ impl Table {
 			})
 			.collect()
 	}
+}
+
+fn from_text<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, DataError> {
+	let mut json = serde_json::Deserializer::from_str(text);
+	// Its own limit of 128 is less than our tables need; ours is counted while reading.
+	json.disable_recursion_limit();
+	let value = T::deserialize(&mut json)?;
+	json.end()?;
+	Ok(value)
 }
 
 impl Serialize for Value {
@@ -290,10 +326,17 @@ fn tagged<S: Serializer, T: Serialize + ?Sized>(
 	map.end()
 }
 
+impl<'de> Deserialize<'de> for Value {
+	/// As for [`Table`].
+	fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+		Nested(0).deserialize(deserializer)
+	}
+}
+
 impl<'de> Deserialize<'de> for Table {
 	/// Of text, when the limit of its own that the reader has is switched off: ours is counted here.
 	fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-		match Nested(0).deserialize(deserializer)? {
+		match Value::deserialize(deserializer)? {
 			Value::Table(table) => Ok(table),
 			_ => Err(de::Error::custom("no table stands where one must")),
 		}
@@ -353,7 +396,7 @@ impl<'de> Visitor<'de> for Nested {
 		while let Some(value) = seq.next_element_seed(self.inner()?)? {
 			entries.push((Value::Int(i64::try_from(entries.len() + 1).map_err(de::Error::custom)?), value));
 		}
-		Ok(Value::Table(Table(entries)))
+		Ok(Value::Table(Table(Arc::new(entries))))
 	}
 
 	fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
@@ -376,7 +419,7 @@ impl<'de> Visitor<'de> for Nested {
 fn untag(tag: &str, content: Value) -> Option<Value> {
 	match (tag, content) {
 		(TABLE_TAG, Value::Table(Table(flat))) => {
-			let mut values = flat.into_iter().map(|(_, value)| value);
+			let mut values = Arc::unwrap_or_clone(flat).into_iter().map(|(_, value)| value);
 			let mut entries = Vec::new();
 			while let Some(key) = values.next() {
 				let is_key = match &key {
@@ -419,7 +462,7 @@ mod tests {
 			(Value::Float(a), Value::Float(b)) => a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()),
 			(Value::Table(a), Value::Table(b)) => {
 				a.0.len() == b.0.len()
-					&& a.0.iter().zip(&b.0).all(|(a, b)| same(&a.0, &b.0) && same(&a.1, &b.1))
+					&& a.0.iter().zip(b.0.iter()).all(|(a, b)| same(&a.0, &b.0) && same(&a.1, &b.1))
 			}
 			_ => a == b,
 		}
@@ -518,5 +561,21 @@ mod tests {
 			prop_assert!(same(&back, &value), "{text}");
 			prop_assert_eq!(back.encode().unwrap(), text);
 		}
+	}
+
+	#[test]
+	fn what_was_read_last_is_taken_for_nothing_else() {
+		let texts = [r#"{"note":"one"}"#, r#"{"note":"two"}"#, r#"{ "note" : "one" }"#];
+		for text in texts.iter().chain(texts.iter().rev()) {
+			let decoded = Table::decode(text).unwrap();
+			assert_eq!(Value::Table(decoded.clone()), Value::decode(text).unwrap());
+			assert_eq!(decoded.encode().unwrap(), *text, "what nobody has changed is written back as it was");
+			let mut changed = decoded.clone();
+			changed.replace_text("o", "0");
+			assert_eq!(changed.encode().unwrap(), text.replace([' '], "").replace('o', "0"));
+			assert_eq!(decoded, Table::decode(text).unwrap(), "nor does it change with its clones");
+		}
+		assert!(Table::decode("[1").is_err());
+		assert!(Table::decode("true").is_err(), "it is no table");
 	}
 }

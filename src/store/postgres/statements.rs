@@ -12,7 +12,7 @@ use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Claim, Purpose, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::store::{SUPERSEDED, StoreError};
 use crate::token::{Digest, Nonce, Token};
-use crate::value::{Table, Value};
+use crate::value::Table;
 
 pub(super) const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
 	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields, inviter) \
@@ -160,11 +160,9 @@ pub(super) fn purpose(row: &Row, digest: &Digest) -> Result<Purpose, Trouble> {
 
 pub(super) fn read_invite(row: &Row) -> Result<Invite, Trouble> {
 	let digest = digest(row)?;
-	let fields = match row.try_get::<_, Option<&str>>("fields")?.map(Value::decode) {
+	let fields = match row.try_get::<_, Option<&str>>("fields")? {
 		None => Table::default(),
-		Some(Ok(Value::Table(fields))) => fields,
-		Some(Ok(_)) => return Err(damaged(&digest, "its additional data is no table").into()),
-		Some(Err(error)) => return Err(damaged(&digest, error).into()),
+		Some(text) => Table::decode(text).map_err(|error| damaged(&digest, error))?,
 	};
 	let number = |found: i64| u32::try_from(found).map_err(|error| damaged(&digest, error));
 	Ok(Invite {

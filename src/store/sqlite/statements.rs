@@ -14,7 +14,7 @@ use crate::policy::{Allowance, Usage};
 use crate::redemption::{Claim, Purpose, Redemption, View, reserves, supersedes};
 use crate::store::{SUPERSEDED, StoreError};
 use crate::token::{Digest, Nonce, Token};
-use crate::value::{Table, Value};
+use crate::value::Table;
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
@@ -162,11 +162,9 @@ pub(super) fn read_invite(row: &Row<'_>) -> Result<Invite, Trouble> {
 		revoked_at: columns.next()?,
 		revoked_why: columns.next()?,
 		ended_at: columns.next()?,
-		fields: match columns.next_text()?.map(Value::decode) {
+		fields: match columns.next_text()? {
 			None => Table::default(),
-			Some(Ok(Value::Table(fields))) => fields,
-			Some(Ok(_)) => return Err(damaged(&digest, "its additional data is no table").into()),
-			Some(Err(error)) => return Err(damaged(&digest, error).into()),
+			Some(text) => Table::decode(text).map_err(|error| damaged(&digest, error))?,
 		},
 		revoked_by: columns.next()?,
 	})
