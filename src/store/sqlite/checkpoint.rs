@@ -56,16 +56,22 @@ struct Shared {
 	is_patient: bool,
 	/// While it keeps others out to do so.
 	is_emptying: AtomicBool,
-	/// Pages of the log, and how many of them the database has.
-	log: AtomicI32,
+	log: Log,
+	worker: Mutex<Option<Worker>>,
+	/// Held while the thread moves pages: two cannot do that at once.
+	moving: Mutex<()>,
+}
+
+/// How long the log is, and what is done about it.
+#[derive(Debug, Default)]
+struct Log {
+	/// Pages, and how many of them the database has.
+	pages: AtomicI32,
 	done: AtomicI32,
 	/// Counts commits, so that the thread sees whether there were any.
 	commits: AtomicU32,
 	/// Whether the thread has work. To wake it at every commit would cost each a tenth more.
 	is_awake: AtomicBool,
-	worker: Mutex<Option<Worker>>,
-	/// Held while the thread moves pages: two cannot do that at once.
-	moving: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -85,10 +91,7 @@ impl Checkpointer {
 			path: path.to_owned(),
 			is_patient: lock_wait >= PATIENCE,
 			is_emptying: AtomicBool::new(false),
-			log: AtomicI32::new(0),
-			done: AtomicI32::new(0),
-			commits: AtomicU32::new(0),
-			is_awake: AtomicBool::new(false),
+			log: Log::default(),
 			worker: Mutex::default(),
 			moving: Mutex::default(),
 		});
@@ -132,16 +135,15 @@ impl Shared {
 			}
 			return;
 		}
-		self.log.store(pages, Ordering::Relaxed);
-		self.commits.fetch_add(1, Ordering::Relaxed);
+		self.log.committed(pages);
 		if pages >= MAX_PAGES {
 			let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
 			if wal.checkpoint().is_ok() {
-				self.done.store(pages, Ordering::Relaxed);
+				self.log.moved(pages);
 			}
 			return;
 		}
-		if self.ahead() < PAGES || self.is_awake.swap(true, Ordering::Relaxed) {
+		if !self.log.needs_the_thread() {
 			return;
 		}
 		let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,27 +155,20 @@ impl Shared {
 			*worker = thread.spawn(move || shared.work(&woken)).ok().map(|thread| Worker { wake, thread });
 		}
 		if worker.as_ref().is_none_or(|worker| worker.wake.try_send(()).is_err()) {
-			self.is_awake.store(false, Ordering::Relaxed);
+			self.log.is_awake.store(false, Ordering::Relaxed);
 		}
-	}
-
-	/// Pages that the log is ahead of the database.
-	fn ahead(&self) -> i32 {
-		let (log, done) = (self.log.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
-		// A log that is shorter has begun anew.
-		if log < done { log } else { log - done }
 	}
 
 	fn work(&self, woken: &Receiver<()>) {
 		let mut connection = None;
 		while woken.recv().is_ok() {
 			loop {
-				let seen = self.commits.load(Ordering::Relaxed);
+				let seen = self.log.commits.load(Ordering::Relaxed);
 				// Who closes the connection has moved what there was.
 				if woken.recv_timeout(LULL) == Err(RecvTimeoutError::Disconnected) {
 					return;
 				}
-				if self.commits.load(Ordering::Relaxed) == seen || self.ahead() >= BUSY_PAGES {
+				if self.log.commits.load(Ordering::Relaxed) == seen || self.log.ahead() >= BUSY_PAGES {
 					break;
 				}
 			}
@@ -181,7 +176,7 @@ impl Shared {
 			if self.checkpoint(&mut connection).is_err() {
 				connection = None;
 			}
-			self.is_awake.store(false, Ordering::Relaxed);
+			self.log.is_awake.store(false, Ordering::Relaxed);
 		}
 	}
 
@@ -195,8 +190,37 @@ impl Shared {
 		};
 		let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
 		let done = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(2))?;
-		self.done.store(done, Ordering::Relaxed);
+		self.log.moved(done);
 		Ok(())
+	}
+}
+
+impl Log {
+	/// After a commit the log has so many pages.
+	fn committed(&self, pages: i32) {
+		if pages < self.pages.swap(pages, Ordering::Relaxed) {
+			// It has begun anew.
+			self.done.store(0, Ordering::Relaxed);
+		}
+		self.commits.fetch_add(1, Ordering::Relaxed);
+	}
+
+	/// The database has so many of its pages.
+	fn moved(&self, pages: i32) {
+		// Of one that has begun anew meanwhile, none yet.
+		if pages <= self.pages.load(Ordering::Relaxed) {
+			self.done.store(pages, Ordering::Relaxed);
+		}
+	}
+
+	/// Pages that it is ahead of the database.
+	fn ahead(&self) -> i32 {
+		self.pages.load(Ordering::Relaxed) - self.done.load(Ordering::Relaxed)
+	}
+
+	/// Whether the thread is to be woken: once, until it has done its work.
+	fn needs_the_thread(&self) -> bool {
+		self.ahead() >= PAGES && !self.is_awake.swap(true, Ordering::Relaxed)
 	}
 }
 
@@ -208,5 +232,39 @@ fn empty(wal: &mut Wal, is_emptying: &AtomicBool) {
 		// Who reads for long may keep it from beginning anew: then a later commit will.
 		let _ = wal.checkpoint_v2(CheckpointMode::RESTART);
 		is_emptying.store(false, Ordering::Relaxed);
+	}
+}
+
+#[cfg(test)]
+mod tests {
+	use super::*;
+
+	#[test]
+	fn the_thread_is_woken_once_however_many_commits_follow() {
+		let log = Log::default();
+		log.committed(PAGES - 1);
+		assert!(!log.needs_the_thread(), "not far enough ahead");
+		let wakes = |pages| {
+			log.committed(pages);
+			log.needs_the_thread()
+		};
+		assert_eq!((PAGES..PAGES + 100).filter(|pages| wakes(*pages)).count(), 1);
+		log.moved(PAGES + 99);
+		log.is_awake.store(false, Ordering::Relaxed);
+		assert!(!wakes(PAGES + 100), "there is nothing to do");
+		assert!(wakes(2 * PAGES + 100), "there is again");
+	}
+
+	#[test]
+	fn a_log_that_began_anew_counts_from_its_beginning_however_long_the_last_one_was() {
+		let log = Log::default();
+		log.committed(3 * PAGES);
+		log.moved(2 * PAGES);
+		log.committed(10);
+		assert_eq!(log.ahead(), 10);
+		// What the thread had begun with the last one.
+		log.moved(3 * PAGES);
+		log.committed(4 * PAGES);
+		assert_eq!(log.ahead(), 4 * PAGES);
 	}
 }
