@@ -139,7 +139,7 @@ impl InviteStore for SqliteStore {
 	}
 
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
-		self.with("looking an invite up", |connection| find(connection, host, digest))
+		self.look_up("looking an invite up", |connection| find(connection, host, digest))
 	}
 
 	fn claim(

@@ -92,6 +92,35 @@ impl SqliteStore {
 		doing: &str,
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
+		self.run(doing, |opened| {
+			self.check_file(opened)?;
+			work(&opened.connection)
+		})
+	}
+
+	/// The same for a single row. One that is found was stored, whatever lies under the file's name by now, and a change
+	/// that follows from it will see that; that there is none says nothing if the file was replaced.
+	pub(super) fn look_up<T>(
+		&self,
+		doing: &str,
+		work: impl FnOnce(&Connection) -> Result<Option<T>, Trouble>,
+	) -> Result<Option<T>, StoreError> {
+		self.run(doing, |opened| {
+			let found = work(&opened.connection)?;
+			if found.is_none() {
+				self.check_file(opened)?;
+			}
+			Ok(found)
+		})
+	}
+
+	/// Everybody else uses the new one by now, and what is written to this one is lost.
+	fn check_file(&self, opened: &Opened) -> Result<(), Trouble> {
+		let is_there = self.file().is_ok_and(|file| file == opened.file);
+		is_there.then_some(()).ok_or(Trouble::Replaced)
+	}
+
+	fn run<T>(&self, doing: &str, work: impl FnOnce(&Opened) -> Result<T, Trouble>) -> Result<T, StoreError> {
 		let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
 		let current = match &mut *opened {
 			Some(current) => current,
@@ -117,20 +146,19 @@ impl SqliteStore {
 				source: None,
 			});
 		}
-		if !self.file().is_ok_and(|file| file == current.file) {
-			// Everybody else uses the new one by now, and what is written to this one is lost.
-			*opened = None;
-			return Err(StoreError::Unusable {
-				problem: format!(
-					"the database {} was deleted or replaced while it was in use; the next call opens what lies there now",
-					self.path.display()
-				),
-				source: None,
-			});
-		}
-		match work(&current.connection) {
+		match work(current) {
 			Ok(done) => Ok(done),
 			Err(Trouble::Store(error)) => Err(error),
+			Err(Trouble::Replaced) => {
+				*opened = None;
+				Err(StoreError::Unusable {
+					problem: format!(
+						"the database {} was deleted or replaced while it was in use; the next call opens what lies there now",
+						self.path.display()
+					),
+					source: None,
+				})
+			}
 			Err(Trouble::Sqlite(error)) => {
 				if !matches!(
 					error.sqlite_error_code(),
@@ -312,6 +340,8 @@ impl Drop for Undone<'_> {
 pub(super) enum Trouble {
 	Sqlite(rusqlite::Error),
 	Store(StoreError),
+	/// The file that is open is no longer the one that has its name.
+	Replaced,
 }
 
 impl From<rusqlite::Error> for Trouble {

@@ -461,6 +461,12 @@ fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts(
 	std::fs::remove_file(&path).unwrap();
 	let error = store.create(&sample("example.com", "lost")).unwrap_err().to_string();
 	assert!(error.contains("deleted or replaced"), "{error}");
+	store.create(&sample("example.com", "moved")).unwrap();
+	std::fs::rename(&path, path.with_extension("moved")).unwrap();
+	// It may be in the file that lies there now.
+	let unknown = sample("example.com", "unknown");
+	let error = store.find(&unknown.host, &unknown.digest).unwrap_err().to_string();
+	assert!(error.contains("deleted or replaced"), "{error}");
 	let new = sample("example.com", "new");
 	store.create(&new).unwrap();
 	assert_eq!(SqliteStore::new(&path, LOCK_WAIT).find(&new.host, &new.digest).unwrap(), Some(new));
