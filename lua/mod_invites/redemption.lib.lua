@@ -38,7 +38,7 @@ local REFUSALS = {
 	["internal-server-error"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 };
 
--- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }.
+-- Attempts that hold a claim, by its nonce: what it was claimed with, and { nonce, invite, holder, runner, thread }.
 local attempts = {};
 -- The attempt of a holder (a stream, or else a validated invite), and the invites that were redeemed: one preauth is
 -- good for one registration.
@@ -79,9 +79,9 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if not ok then module:log("error", "A handler of %s failed: %s", event_name, tostring(err)); end
 	end
 
-	-- Runs a call of the library, and once more after it has settled the claims of servers that died.
-	local function settled(inviter, call)
-		local result, condition, text, more = call();
+	-- Calls a method of the handle, and once more after it has settled the claims of servers that died.
+	local function settled(inviter, method, argument)
+		local result, condition, text, more = method(handle, argument);
 		if condition == "claims-stale" then
 			for _, claim in ipairs(more) do
 				local outcome;
@@ -103,7 +103,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 					fire("invite-used", summary, { purpose = claim.purpose, invitee = claim.invitee });
 				end
 			end
-			result, condition, text = call();
+			result, condition, text = method(handle, argument);
 		elseif condition == "token-invalid" and more then
 			fire("invite-revoked", more);
 		end
@@ -157,7 +157,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 	end
 
 	local function review_attempt(attempt)
-		attempt.reviews = attempt.reviews + 1;
+		attempt.reviews = (attempt.reviews or 0) + 1;
 		if attempt.is_to_redeem then
 			if looks_since_failure >= retry_pause then redeem(attempt, attempt.source); end
 		elseif attempt.runner and attempt.runner.state == "waiting" and attempt.runner.thread == attempt.thread then
@@ -196,22 +196,17 @@ function redemption.hook(handle, validate, report, count_refusal)
 	-- Claims an invite for somebody: the attempt, or nil and why not.
 	local function claim(token, purpose, invitee, depends_on, invite, holder)
 		local replaced = holder and attempt_of[holder];
-		local nonce, condition = settled(depends_on, function ()
-			return handle:claim({
-				token = token;
-				purpose = purpose;
-				invitee = invitee;
-				depends_on = depends_on and compat.account_state(depends_on);
-				replaced = replaced and replaced.nonce;
-			});
-		end);
-		if replaced then forget(replaced); end
-		if not nonce then return nil, condition; end
 		local runner, thread = compat.current_runner();
 		local attempt = {
-			nonce = nonce, token = token, purpose = purpose, invitee = invitee;
-			invite = invite, holder = holder, runner = runner, thread = thread, reviews = 0;
+			token = token, purpose = purpose, invitee = invitee;
+			invite = invite, holder = holder, runner = runner, thread = thread;
 		};
+		if depends_on then attempt.depends_on = compat.account_state(depends_on); end
+		if replaced then attempt.replaced = replaced.nonce; end
+		local nonce, condition = settled(depends_on, handle.claim, attempt);
+		if replaced then forget(replaced); end
+		if not nonce then return nil, condition; end
+		attempt.nonce = nonce;
 		attempts[nonce] = attempt;
 		if holder then attempt_of[holder] = attempt; end
 		review_soon();
@@ -270,7 +265,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 
 		if not invite or not invite.token then
 			if exists then return; end
-			local is_free, condition = settled(nil, function () return handle:check_name(username); end);
+			local is_free, condition = settled(nil, handle.check_name, username);
 			if not is_free then
 				refuse(event, condition == "name-reserved" and condition
 					or condition == "internal-server-error" and condition or "name-busy");
@@ -365,15 +360,13 @@ function redemption.hook(handle, validate, report, count_refusal)
 		local about, condition = look(invite);
 		if not about then return nil, condition; end
 		local purpose = invite.username and invite.type == "roster" and not invite.inviter and "contact" or "account";
-		local summary, why = settled(about.depends_on, function ()
-			return handle:redeem_at_once({
-				token = invite.token;
-				purpose = purpose;
-				invitee = invitee;
-				depends_on = about.depends_on and compat.account_state(about.depends_on);
-				source = source;
-			});
-		end);
+		local summary, why = settled(about.depends_on, handle.redeem_at_once, {
+			token = invite.token;
+			purpose = purpose;
+			invitee = invitee;
+			depends_on = about.depends_on and compat.account_state(about.depends_on);
+			source = source;
+		});
 		if not summary then return nil, why; end
 		redeemed[invite] = true;
 		fire("invite-used", summary, { purpose = purpose, invitee = invitee, source = source });
