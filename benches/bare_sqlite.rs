@@ -35,11 +35,19 @@ const HOST: &str = "example.com";
 const DAY: i64 = 86400;
 const WEEK: i64 = 7 * DAY;
 
+/// What stands before the number in the additional data, and the width of that.
+const READER: &str = "reader ";
+const NUMBER: usize = 10;
+
 struct Bare {
 	/// Its transactions begin as the module's do, with the lock.
 	connection: Connection,
 	/// Parameters of [`CREATE`] with their values.
 	model: Vec<(String, Value)>,
+	/// The additional data of that, before and after the number by which it differs from that of others.
+	fields: (String, String),
+	/// So many invites were made here.
+	made: Cell<u32>,
 	/// So many accounts were registered: each has another name.
 	registered: Cell<u32>,
 }
@@ -50,11 +58,16 @@ impl Bare {
 		let mut connection = Connection::open(path)?;
 		connection.execute_batch(CONNECTION)?;
 		connection.set_transaction_behavior(TransactionBehavior::Immediate);
-		let model = Connection::open(model)?.query_row("SELECT * FROM invite LIMIT 1", [], |row| {
-			let names = row.as_ref().column_names();
-			names.into_iter().map(|name| Ok((format!(":{name}"), row.get(name)?))).collect()
-		})?;
-		Ok(Self { connection, model, registered: Cell::new(0) })
+		let (model, fields) =
+			Connection::open(model)?.query_row("SELECT * FROM invite LIMIT 1", [], |row| {
+				let names = row.as_ref().column_names();
+				let model: Result<_, rusqlite::Error> =
+					names.into_iter().map(|name| Ok((format!(":{name}"), row.get(name)?))).collect();
+				Ok((model?, row.get::<_, String>("fields")?))
+			})?;
+		let number = fields.find(READER).map_or(0, |reader| reader + READER.len());
+		let fields = (fields[..number].to_owned(), fields[number + NUMBER..].to_owned());
+		Ok(Self { connection, model, fields, made: Cell::new(0), registered: Cell::new(0) })
 	}
 
 	fn settings(&self) -> Result<String, rusqlite::Error> {
@@ -89,6 +102,8 @@ impl Bare {
 		let digest = token.digest();
 		let revealed = token.reveal();
 		let expires = now + WEEK;
+		self.made.set(self.made.get() + 1);
+		let fields = format!("{}{:NUMBER$}{}", self.fields.0, self.made.get(), self.fields.1);
 		let parameters: Vec<(&str, &dyn ToSql)> = self
 			.model
 			.iter()
@@ -98,6 +113,7 @@ impl Bare {
 					":token" => &revealed,
 					":created_at" => &now,
 					":expires" => &expires,
+					":fields" => &fields,
 					_ => value,
 				};
 				(name.as_str(), value)

@@ -23,9 +23,11 @@ from prosody import BUNDLED, CHECKOUT, Prosody
 
 HOST = "example.com"
 WEEK, DAY = 7 * 86400, 86400
+#: In the place of READER each invite has a number of its own, as wide.
+READER = f"reader {0:10}"
 #: About 100 bytes as JSON. No roles: giving them is the work of another module.
 ADDITIONAL_DATA = {
-    "groups": ["reading-group"], "note": "for the people of the town library", "source": "desk@example.com",
+    "groups": ["reading-group"], "note": f"for {READER} of the library", "source": "desk@example.com",
 }
 #: As many tokens are known of each store; more would not make what is looked up any more random.
 SAMPLE = 5000
@@ -52,9 +54,14 @@ local spent, count, created = {}, 0, {};
 local run = {};
 
 function run.create()
+    local data = {};
+    for i = 1, args.number do
+        local note = args.additional_data.note:gsub(args.reader, ("reader %10d"):format(args.serial * 1000 + i));
+        data[i] = { groups = { args.additional_data.groups[1] }, note = note, source = args.additional_data.source };
+    end
     for i = 1, args.number do
         local start = now();
-        local invite, err = invites.create_account(nil, args.additional_data);
+        local invite, err = invites.create_account(nil, data[i]);
         spent[i] = (now() - start) * 1e6;
         created[i] = assert(invite, err).token;
     end
@@ -82,20 +89,26 @@ run["get+use"] = function ()
     end
 end
 
--- From the token to the use, as a stream goes through it; the account itself is the work of others.
+-- From the token to the use, as a stream goes through it; the account itself is the work of others. What those others
+-- pass is there before, so that nobody collects it meanwhile.
 function run.register()
-    local get = invites.get;
-    for i, token in ipairs(args.tokens) do
+    local get, host = invites.get, module.host;
+    local registering, registered = {}, {};
+    for i = 1, args.number do
         local username = ("%s%d"):format(args.names, i);
         local session = { type = "c2s_unauthed" };
-        local registering = { username = username, host = module.host, ip = "::1", session = session, allowed = true };
-        local registered = { username = username, host = module.host, source = "mod_register", session = session };
+        registering[i] = { username = username, host = host, ip = "::1", session = session, allowed = true };
+        registered[i] = { username = username, host = host, source = "mod_register", session = session };
+        spent[i] = 0;
+    end
+    for i, token in ipairs(args.tokens) do
+        local before, after = registering[i], registered[i];
         local start = now();
-        session.validated_invite = get(token);
-        module:fire_event("user-registering", registering);
-        if registering.allowed then module:fire_event("user-registered", registered); end
+        before.session.validated_invite = get(token);
+        module:fire_event("user-registering", before);
+        if before.allowed then module:fire_event("user-registered", after); end
         spent[i] = (now() - start) * 1e6;
-        count = count + (registering.allowed and 1 or 0);
+        count = count + (before.allowed and 1 or 0);
     end
 end
 
@@ -116,9 +129,18 @@ class Side:
     name: str
     size: int
     pid: int
+    #: The file that it keeps them in, if it reads and writes parts of one.
+    path: Path | None = None
 
     def __init__(self) -> None:
         self.tokens: list[str] = []
+
+    def warm(self) -> None:
+        """Reads its file: the machine, or its host, may have given that memory to somebody else since the last turn."""
+        if self.path:
+            with self.path.open("rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
 
     def ask(self, operation: str, number: int, tokens: list[str]) -> tuple[int, Microseconds, list[str]]:
         """How many of the calls did what they are for, how long each took, and the tokens that were made."""
@@ -195,7 +217,7 @@ class InServer(Side):
             version, plugin_paths=self.plugin_paths, modules=("invites", "invites_register"), data_path=data,
             storage=self.storage, config=self.config, log_level="info",
         )
-        self._registrations = 0
+        self._asked = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -219,10 +241,10 @@ class InServer(Side):
         raise NotImplementedError
 
     def ask(self, operation: str, number: int, tokens: list[str]) -> tuple[int, Microseconds, list[str]]:
-        self._registrations += 1
+        self._asked += 1
         count, spent, created = self.server.eval(
-            DRIVER, timeout=PATIENCE, operation=operation, number=number, tokens=tokens,
-            additional_data=ADDITIONAL_DATA, names=f"user{self._registrations}x",
+            DRIVER, timeout=PATIENCE, operation=operation, number=number, tokens=tokens, serial=self._asked,
+            additional_data=ADDITIONAL_DATA, reader=READER, names=f"user{self._asked}x",
         )
         return count, spent or [], created or []
 
@@ -317,6 +339,7 @@ class OursOnPostgres(InServer):
         now = int(time.time())
         new = {
             "token": "made.token", "digest": "sha256(convert_to(made.token, 'UTF8'))",
+            "fields": f"regexp_replace(model.fields, 'reader +[0-9]+', 'reader ' || lpad(made.i::text, 10))",
             "created_at": f"{now} - made.i::bigint * {6 * DAY} / {self.size}",
             "expires": f"{now + WEEK} - made.i::bigint * {6 * DAY} / {self.size}",
         }
@@ -423,16 +446,18 @@ class Bundled(InServer):
             for i = 1, args.size do
                 local token = ("%s%010d"):format(args.prefix, i);
                 local created_at = now - math.floor(i / args.size * 6 * 86400);
+                local additional_data = copy(args.additional_data);
+                additional_data.note = additional_data.note:gsub(args.reader, ("reader %10d"):format(i));
                 rows[token] = {
                     type = "register", jid = module.host, token = token, allow_registration = true, reusable = false,
                     uri = ("xmpp:%s?register;preauth=%s"):format(module.host, token),
-                    additional_data = copy(args.additional_data), created_at = created_at,
+                    additional_data = additional_data, created_at = created_at,
                     expires = created_at + 7 * 86400,
                 };
             end
             assert(store:set(nil, rows));
             """,
-            timeout=PATIENCE, size=self.size, prefix=PREFIX, additional_data=ADDITIONAL_DATA,
+            timeout=PATIENCE, size=self.size, prefix=PREFIX, additional_data=ADDITIONAL_DATA, reader=READER,
         )
         chosen = random.sample(range(1, self.size + 1), k=min(SAMPLE, self.size))
         self.tokens = [f"{PREFIX}{number:010d}" for number in chosen]
@@ -473,18 +498,22 @@ class BundledOnSql(Bundled):
     storage = "sql"
     config = 'sql = { driver = "SQLite3", database = "prosody.sqlite" };'
 
+    @property
+    def path(self) -> Path:
+        return self.server.data_path / "prosody.sqlite"
+
     def fill(self) -> None:
         # Through the module's own interface it is a quarter of an hour for a million.
         self.ask("create", 1, [])
-        path = self.server.data_path / "prosody.sqlite"
-        with closing(sqlite3.connect(path, timeout=60)) as database, database:
+        with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
             now = int(time.time())
 
             def row(number: int) -> tuple[str, str, str, str, str, str]:
                 token, created_at = f"{PREFIX}{number:010d}", now - number * 6 * DAY // self.size
+                note = ADDITIONAL_DATA["note"].replace(READER, f"reader {number:10}")
                 invite = {
                     "type": "register", "jid": HOST, "token": token, "allow_registration": True, "reusable": False,
-                    "uri": f"xmpp:{HOST}?register;preauth={token}", "additional_data": ADDITIONAL_DATA,
+                    "uri": f"xmpp:{HOST}?register;preauth={token}", "additional_data": ADDITIONAL_DATA | {"note": note},
                     "created_at": created_at, "expires": created_at + WEEK,
                 }
                 return HOST, "", "invite_token", token, "json", json.dumps(invite, separators=(",", ":"))
