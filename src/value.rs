@@ -11,7 +11,7 @@
 //! | NaN and the infinities | `{"$float":"nan"}`, `{"$float":"inf"}`, `{"$float":"-inf"}` |
 //! | `util.json.null` | `null` |
 //!
-//! Keys are sorted, so equal values give equal text.
+//! Keys are sorted, so equal values give equal text. Text in another order, or with other spaces, is read as well.
 
 use std::cell::RefCell;
 use std::cmp::Ordering;
@@ -61,7 +61,7 @@ pub struct Table(Arc<Vec<(Value, Value)>>);
 
 thread_local! {
 	/// The text that was last decoded, and its table: an invite is read three times on its way from a token to a use,
-	/// and written back as it was.
+	/// and written back as it was. Like every invite that is read, it may hold a token.
 	static LAST_DECODED: RefCell<Option<(String, Table)>> = RefCell::default();
 }
 
@@ -197,7 +197,7 @@ impl Table {
 		self.0.iter().any(|(key, value)| key.holds(secret) || value.holds(secret))
 	}
 
-	/// Writes it as [`Value::encode`] does.
+	/// Writes it as [`Value::encode`] does, or as it was read, if nothing else was read since.
 	///
 	/// # Errors
 	/// As there.

@@ -38,7 +38,8 @@ local REFUSALS = {
 	["internal-server-error"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 };
 
--- Attempts that hold a claim, by its nonce: what it was claimed with, and { nonce, invite, holder, runner, thread }.
+-- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }, and what
+-- is known of them later.
 local attempts = {};
 -- The attempt of a holder (a stream, or else a validated invite), and the invites that were redeemed: one preauth is
 -- good for one registration.
@@ -79,7 +80,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if not ok then module:log("error", "A handler of %s failed: %s", event_name, tostring(err)); end
 	end
 
-	-- Calls a method of the handle, and once more after it has settled the claims of servers that died.
+	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. If it depends on an
+	-- inviter, `argument` is a table.
 	local function settled(inviter, method, argument)
 		local result, condition, text, more = method(handle, argument);
 		if condition == "claims-stale" then
@@ -103,6 +105,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 					fire("invite-used", summary, { purpose = claim.purpose, invitee = claim.invitee });
 				end
 			end
+			if inviter then argument.depends_on = compat.account_state(inviter); end
 			result, condition, text = method(handle, argument);
 		elseif condition == "token-invalid" and more then
 			fire("invite-revoked", more);
@@ -206,7 +209,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		local nonce, condition = settled(depends_on, handle.claim, attempt);
 		if replaced then forget(replaced); end
 		if not nonce then return nil, condition; end
-		attempt.nonce = nonce;
+		attempt.nonce, attempt.depends_on, attempt.replaced = nonce, nil, nil;
 		attempts[nonce] = attempt;
 		if holder then attempt_of[holder] = attempt; end
 		review_soon();

@@ -16,7 +16,7 @@
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
 //! | `confirm(token, account)` | `true`; `account` is the state of the account that it depends on |
-//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce |
+//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce, other fields are ignored |
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
 //! | `redeem(token, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |

@@ -205,17 +205,17 @@ impl Log {
 		self.commits.fetch_add(1, Ordering::Relaxed);
 	}
 
-	/// The database has so many of its pages.
+	/// The database has so many pages of the log that the caller saw.
 	fn moved(&self, pages: i32) {
-		// Of one that has begun anew meanwhile, none yet.
-		if pages <= self.pages.load(Ordering::Relaxed) {
-			self.done.store(pages, Ordering::Relaxed);
-		}
+		// Others may have written more to it than this process knows of.
+		self.done.store(pages.min(self.pages.load(Ordering::Relaxed)), Ordering::Relaxed);
 	}
 
 	/// Pages that it is ahead of the database.
 	fn ahead(&self) -> i32 {
-		self.pages.load(Ordering::Relaxed) - self.done.load(Ordering::Relaxed)
+		let (pages, done) = (self.pages.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
+		// It may have begun anew while the thread was about to say what it had moved.
+		if pages < done { pages } else { pages - done }
 	}
 
 	/// Whether the thread is to be woken: once, until it has done its work.
@@ -262,9 +262,16 @@ mod tests {
 		log.moved(2 * PAGES);
 		log.committed(10);
 		assert_eq!(log.ahead(), 10);
-		// What the thread had begun with the last one.
-		log.moved(3 * PAGES);
 		log.committed(4 * PAGES);
 		assert_eq!(log.ahead(), 4 * PAGES);
+	}
+
+	#[test]
+	fn what_another_process_wrote_to_the_log_and_was_moved_wakes_nobody() {
+		let log = Log::default();
+		log.committed(PAGES);
+		log.moved(PAGES + 200);
+		log.committed(PAGES + 205);
+		assert!(!log.needs_the_thread(), "{} pages", log.ahead());
 	}
 }

@@ -98,23 +98,25 @@ impl SqliteStore {
 		})
 	}
 
-	/// The same for a single row. One that is found was stored, whatever lies under the file's name by now, and a change
-	/// that follows from it will see that; that there is none says nothing if the file was replaced.
+	/// The same for a single row. One that is found was stored, whatever lies under the file's name by now: who changes
+	/// something because of it will see that, and so does the tidying once a minute. That there is none, or that it cannot
+	/// be read, says nothing if the file was replaced.
 	pub(super) fn look_up<T>(
 		&self,
 		doing: &str,
 		work: impl FnOnce(&Connection) -> Result<Option<T>, Trouble>,
 	) -> Result<Option<T>, StoreError> {
 		self.run(doing, |opened| {
-			let found = work(&opened.connection)?;
-			if found.is_none() {
+			let found = work(&opened.connection);
+			if !matches!(found, Ok(Some(_))) {
 				self.check_file(opened)?;
 			}
-			Ok(found)
+			found
 		})
 	}
 
-	/// Everybody else uses the new one by now, and what is written to this one is lost.
+	/// Fails if another file, or none, has the name of the one that is open: everybody else uses that one by now, and what
+	/// is written to this one is lost.
 	fn check_file(&self, opened: &Opened) -> Result<(), Trouble> {
 		let is_there = self.file().is_ok_and(|file| file == opened.file);
 		is_there.then_some(()).ok_or(Trouble::Replaced)
