@@ -54,7 +54,7 @@ struct Bare {
 
 impl Bare {
 	/// A file that the module made, so that it has its schema.
-	fn open(path: &str, model: &str) -> Result<Self, rusqlite::Error> {
+	fn open(path: &str, model: &str) -> Result<Self, Box<dyn Error>> {
 		let mut connection = Connection::open(path)?;
 		connection.execute_batch(CONNECTION)?;
 		connection.set_transaction_behavior(TransactionBehavior::Immediate);
@@ -65,8 +65,9 @@ impl Bare {
 					names.into_iter().map(|name| Ok((format!(":{name}"), row.get(name)?))).collect();
 				Ok((model?, row.get::<_, String>("fields")?))
 			})?;
-		let number = fields.find(READER).map_or(0, |reader| reader + READER.len());
-		let fields = (fields[..number].to_owned(), fields[number + NUMBER..].to_owned());
+		let number = fields.find(READER).ok_or("the model has no number")? + READER.len();
+		let rest = fields.get(number + NUMBER..).ok_or("the number of the model is cut off")?;
+		let fields = (fields[..number].to_owned(), rest.to_owned());
 		Ok(Self { connection, model, fields, made: Cell::new(0), registered: Cell::new(0) })
 	}
 

@@ -22,7 +22,7 @@ run() { # OPERATION NUMBER
 }
 
 worse=0
-for operation in create 'get hit' 'get miss'; do
+for operation in create 'get hit' 'get miss' register; do
 	few=$(run "$operation" $FEW)
 	many=$(run "$operation" $MANY)
 	counted=$(((many - few) / (MANY - FEW)))

@@ -38,8 +38,8 @@ local REFUSALS = {
 	["internal-server-error"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 };
 
--- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }, and what
--- is known of them later.
+-- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }, and how
+-- they go on.
 local attempts = {};
 -- The attempt of a holder (a stream, or else a validated invite), and the invites that were redeemed: one preauth is
 -- good for one registration.
@@ -80,8 +80,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if not ok then module:log("error", "A handler of %s failed: %s", event_name, tostring(err)); end
 	end
 
-	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. If it depends on an
-	-- inviter, `argument` is a table.
+	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. With an inviter,
+	-- on whom it depends, `argument` is a table.
 	local function settled(inviter, method, argument)
 		local result, condition, text, more = method(handle, argument);
 		if condition == "claims-stale" then

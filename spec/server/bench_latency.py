@@ -25,6 +25,7 @@ module:add_timer(0, function ()
     -- As many as the time that has passed is worth.
     local due = math.floor((now() - last) * args.per_second);
     for _ = 1, math.min(due, 10) do
+        args.additional_data.note = ("for reader %d of the library"):format(made);
         local invite = assert(invites.create_account(nil, args.additional_data));
         assert(invites.get(invite.token));
         assert(invites.use(invite.token));

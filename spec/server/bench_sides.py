@@ -29,8 +29,8 @@ READER = f"reader {0:10}"
 ADDITIONAL_DATA = {
     "groups": ["reading-group"], "note": f"for {READER} of the library", "source": "desk@example.com",
 }
-#: As many tokens are known of each store; more would not make what is looked up any more random.
-SAMPLE = 5000
+#: As many tokens are known of each store: more than are used, so that what is looked up stays random.
+SAMPLE = 20_000
 #: What their tokens begin with in the bundled module's stores; ten digits follow.
 PREFIX = "BenchmarkToken"
 PGBENCH = max(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), default=Path("pgbench"))
@@ -129,7 +129,7 @@ class Side:
     name: str
     size: int
     pid: int
-    #: The file that it keeps them in, if it reads and writes parts of one.
+    #: The file that it keeps them in. PostgreSQL's many, and its own memory, are left to it.
     path: Path | None = None
 
     def __init__(self) -> None:
@@ -151,6 +151,8 @@ class Side:
         tokens, expected = [], number
         match operation:
             case "get hit":
+                if self.size > SMALL and len(self.tokens) < SMALL:
+                    raise Void(f"{self.name} at {self.size:,} knows {len(self.tokens)} tokens: others would be found faster")
                 tokens = random.choices(self.tokens, k=number)
             case "get miss":
                 tokens, expected = [secrets.token_hex(12) for _ in range(number)], 0
@@ -478,6 +480,10 @@ class Bundled(InServer):
 
 class BundledOnInternal(Bundled):
     name = "bundled internal"
+
+    @property
+    def path(self) -> Path:
+        return self.server.data_path / HOST.replace(".", "%2e") / "invite_token.dat"
 
 
 class OursOnInternal(BundledOnInternal):
