@@ -1,7 +1,7 @@
 //! The invites of one host: making them, finding them, redeeming them.
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::check::Finding;
 use crate::clock::Timestamp;
@@ -71,12 +71,14 @@ pub struct Invites {
 	host: String,
 	store: Arc<dyn InviteStore>,
 	at_rest: AtRest,
+	/// Claims that nobody holds, and that may be there all the same: the call that made or released them failed.
+	left: Arc<Mutex<Vec<Nonce>>>,
 }
 
 impl Invites {
 	/// The invites of `host`, as Prosody writes it, in `store`.
 	pub fn new(host: String, store: Arc<dyn InviteStore>) -> Self {
-		Self { host, store, at_rest: AtRest::Plain }
+		Self { host, store, at_rest: AtRest::Plain, left: Arc::default() }
 	}
 
 	/// The same, keeping so much of the tokens.
@@ -351,7 +353,7 @@ impl Invites {
 	}
 
 	/// Claims an invite for one attempt to redeem it, in the place of the holder's earlier claim. The claim is to be
-	/// redeemed or released.
+	/// redeemed or released; if the store fails, both are for [`Invites::release_left`].
 	///
 	/// # Errors
 	/// Why it may not be redeemed, or the store's failure.
@@ -362,8 +364,17 @@ impl Invites {
 		now: Timestamp,
 	) -> Result<Nonce, InviteError> {
 		let claim = self.prepare_claim(attempt, now)?;
-		self.store.claim(&claim, replaced, now)??;
+		let claimed = self.store.claim(&claim, replaced, now);
+		if claimed.is_err() {
+			// A commit that was reported as failed may be found in the log later.
+			self.left().extend(replaced.copied().into_iter().chain([claim.nonce]));
+		}
+		claimed??;
 		Ok(claim.nonce)
+	}
+
+	fn left(&self) -> MutexGuard<'_, Vec<Nonce>> {
+		self.left.lock().unwrap_or_else(PoisonError::into_inner)
 	}
 
 	/// Claims and redeems in one step, for a caller that has done already what the invite is for.
@@ -420,9 +431,26 @@ impl Invites {
 	/// Gives a claim back, because the attempt failed. `false` if there was none any more.
 	///
 	/// # Errors
-	/// When the store fails.
+	/// When the store fails; the claim is then for [`Invites::release_left`].
 	pub fn release(&self, nonce: &Nonce) -> Result<bool, InviteError> {
-		Ok(self.store.release(&self.host, nonce, None)?)
+		let released = self.store.release(&self.host, nonce, None);
+		if released.is_err() {
+			self.left().push(*nonce);
+		}
+		Ok(released?)
+	}
+
+	/// Releases the claims that are there because a call failed.
+	///
+	/// # Errors
+	/// When the store fails still; this is to be tried again.
+	pub fn release_left(&self) -> Result<(), InviteError> {
+		let mut left = self.left();
+		while let Some(nonce) = left.last() {
+			self.store.release(&self.host, nonce, None)?;
+			left.pop();
+		}
+		Ok(())
 	}
 
 	/// Keeps a claim for another lease. `false` if there was none any more.

@@ -71,6 +71,9 @@ function redemption.hook(handle, validate, report, count_refusal)
 	local is_reviewing = false;
 	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
 
+	-- Whether there may be claims that nobody holds, for the storage failed when they were made or released.
+	local is_any_left = false;
+
 	local function fire(event_name, summary, more)
 		for k, v in pairs(more or {}) do
 			summary[k] = v;
@@ -127,8 +130,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 		forget(attempt);
 		local released, condition, text = handle:release(attempt.nonce);
 		if released == nil and condition == "internal-server-error" then
-			-- The claim ends with its lease.
 			report(text);
+			is_any_left, looks_since_failure = true, 0;
 		end
 	end
 
@@ -180,7 +183,13 @@ function redemption.hook(handle, validate, report, count_refusal)
 			local ok, err = pcall(review_attempt, attempt);
 			if not ok then module:log("error", "%s", tostring(err)); end
 		end
-		is_reviewing = next(attempts) ~= nil;
+		if is_any_left and looks_since_failure >= retry_pause then
+			local _, condition = handle:release_left();
+			is_any_left = condition == "internal-server-error";
+			retry_pause = is_any_left and math.min(retry_pause * 2, LAST_RETRY) or FIRST_RETRY;
+			looks_since_failure = 0;
+		end
+		is_reviewing = is_any_left or next(attempts) ~= nil;
 		return is_reviewing and REVIEW_INTERVAL or nil;
 	end
 
@@ -190,7 +199,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 	local function review_soon()
 		if successor_review_soon then
 			successor_review_soon();
-		elseif next(attempts) and not is_reviewing then
+		elseif (is_any_left or next(attempts)) and not is_reviewing then
 			is_reviewing = true;
 			module:add_timer(0, review);
 		end
@@ -208,7 +217,13 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if replaced then attempt.replaced = replaced.nonce; end
 		local nonce, condition = settled(depends_on, handle.claim, attempt);
 		if replaced then forget(replaced); end
-		if not nonce then return nil, condition; end
+		if not nonce then
+			if condition == "internal-server-error" then
+				is_any_left, looks_since_failure = true, 0;
+				review_soon();
+			end
+			return nil, condition;
+		end
 		attempt.nonce, attempt.depends_on, attempt.replaced = nonce, nil, nil;
 		attempts[nonce] = attempt;
 		if holder then attempt_of[holder] = attempt; end

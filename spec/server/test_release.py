@@ -362,3 +362,25 @@ async def test_a_reload_while_a_registration_waits_does_not_close_anything(make:
         await register_soon(rival, "tybalt")
     assert rows(server, "SELECT uses FROM invite") == [(1,)]
     assert rows(server, "SELECT * FROM claim") == []
+
+
+CLAIM_AND_LOSE_THE_FILE = """
+    local session = { type = "c2s_unauthed", validated_invite = module:depends("invites").get(args.token) };
+    local event = { username = "juliet", host = module.host, ip = "::1", session = session, allowed = true };
+    module:fire_event("user-registering", event);
+    assert(event.allowed, event.reason);
+    assert(os.rename(args.path, args.path..".away"));
+"""
+
+
+async def test_a_claim_whose_release_failed_is_released_when_the_storage_is_back(make: Make) -> None:
+    server = make()
+    token, path = server.eval(CREATE), server.data_path / "invites.sqlite3"
+    server.eval(CLAIM_AND_LOSE_THE_FILE, token=token, path=str(path))
+    until(lambda: "was deleted or replaced" in server.log())
+    path.with_name("invites.sqlite3.away").rename(path)
+    assert len(rows(server, "SELECT * FROM claim")) == 1
+    until(lambda: rows(server, "SELECT * FROM claim") == [])
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        await stream.register("juliet", "secret")

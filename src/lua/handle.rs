@@ -20,6 +20,7 @@
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
 //! | `redeem(token, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
+//! | `release_left()` | `true` when no claim is left that was made or to be released by a call that failed |
 //! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
 //! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
@@ -617,6 +618,9 @@ impl UserData for Handle {
 		);
 		methods.add_method("release", |_, this, claim: BString| {
 			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.release(&nonce)?))))
+		});
+		methods.add_method("release_left", |_, this, ()| {
+			Ok(Outcome(this.invites.release_left().map(|()| true).map_err(Failure::from)))
 		});
 		methods.add_method("renew", |_, this, claim: BString| {
 			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.renew(&nonce, clock::now())?))))
