@@ -338,8 +338,8 @@ def main() -> None:
             sys.exit(f"There is nothing to compare: {problem}")
     report.show()
     (TARGET / "bench.json").write_text(json.dumps(report.as_json(), indent="\t") + "\n")
-    plot(report.samples, CHECKOUT / "spec" / "bench.svg")
     write_readme(report)
+    plot(report.samples, CHECKOUT / "spec" / "bench.svg")
     missed = [bar for bar in report.bars if not bar.passed]
     if missed:
         sys.exit(f"{len(missed)} of {len(report.bars)} bars were missed.")
