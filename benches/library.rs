@@ -98,7 +98,7 @@ impl Bench {
 	}
 
 	fn attempt(digest: Digest) -> Attempt {
-		Attempt { digest, purpose: Purpose::Account, invitee: Some("juliet".to_owned()), depends_on: None }
+		Attempt { digest, purpose: Purpose::Account, invitee: Some("juliet".to_owned()), depends_on: vec![] }
 	}
 }
 

@@ -508,9 +508,10 @@ describe("a failure", function ()
 		assert_failure("token-invalid", redeem(handle, "unknown"));
 		assert_failure("claim-lost", handle:redeem(used, NONCE));
 		assert_failure("claim-lost", handle:redeem("unknown", NONCE));
-		assert_failure("token-invalid", handle:confirm("unknown", "missing"));
-		assert_failure("token-invalid", handle:confirm(contact, "disabled"));
-		assert_failure("misuse", handle:confirm(contact, "asleep"));
+		assert_failure("token-invalid", handle:confirm("unknown", { nurse = "missing" }));
+		assert_failure("token-invalid", handle:confirm(contact, { nurse = "disabled" }));
+		assert_failure("account-unknown", handle:confirm(contact, { nurse = "not-found" }));
+		assert_failure("misuse", handle:confirm(contact, { nurse = "asleep" }));
 		assert_failure("misuse", handle:claim({ token = used, purpose = "fun" }));
 		assert_failure("misuse", handle:redeem(used, "half a claim"));
 		assert_failure("misuse", handle:release("half a claim"));
@@ -541,7 +542,7 @@ describe("a failure", function ()
 		local attempt = { token = "x", purpose = "account", invitee = "juliet" };
 		for name, args in pairs({
 			save = { invite, draft }, get = { "x" }, info = { "account", "x" }, look = { "x" }, revoke = { "x" },
-			confirm = { "x", "missing" }, claim = { attempt }, redeem_at_once = { attempt }, redeem = { "x", NONCE },
+			confirm = { "x", { nurse = "missing" } }, claim = { attempt }, redeem_at_once = { attempt }, redeem = { "x", NONCE },
 			release = { NONCE }, renew = { NONCE }, settle = { { digest = ("x"):rep(32), nonce = NONCE }, "missing" },
 			check_name = { "juliet" }, retire_depending = { "juliet" }, retire_resets = { "juliet" },
 			end_expired = {}, pending_invites = { "account" },

@@ -288,7 +288,7 @@ impl Run<'_> {
 			digest: self.token(invite).digest(),
 			purpose: Purpose::Account,
 			invitee: Some(NAMES[name].to_owned()),
-			depends_on: None,
+			depends_on: vec![],
 		}
 	}
 

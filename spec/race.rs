@@ -75,7 +75,7 @@ fn a_process_that_takes_part() {
 				for offset in 0..digests.len() {
 					let digest = digests[(offset + thread * digests.len() / count) % digests.len()];
 					let attempt =
-						Attempt { digest, purpose: Purpose::Account, invitee: None, depends_on: None };
+						Attempt { digest, purpose: Purpose::Account, invitee: None, depends_on: vec![] };
 					loop {
 						match invites.redeem_at_once(attempt.clone(), None, clock::now()) {
 							Ok(_) => println!("redeemed {}", digest.id()),

@@ -24,6 +24,12 @@ pub enum InviteError {
 	/// The account that it depends on is gone, so it was revoked just now, if nobody else was faster.
 	#[error("the account that the invite depends on does not exist any more")]
 	AccountGone(Option<Box<Invite>>),
+	/// The account of this local user, on which it depends, is disabled.
+	#[error("the account {0:?} that the invite depends on is disabled")]
+	OwnerDisabled(String),
+	/// The authentication provider does not find the account of this local user, or cannot ask for it: it does not say which.
+	#[error("the account {0:?} was not found, or the authentication provider cannot be asked for it")]
+	AccountNotFound(String),
 	/// Its time is over.
 	#[error("the invite has expired")]
 	TokenExpired,
@@ -84,7 +90,8 @@ impl InviteError {
 	pub const fn condition(&self) -> &'static str {
 		match self {
 			Self::NoToken => "no-token",
-			Self::TokenInvalid | Self::AccountGone(_) => "token-invalid",
+			Self::TokenInvalid | Self::AccountGone(_) | Self::OwnerDisabled(_) => "token-invalid",
+			Self::AccountNotFound(_) => "account-unknown",
 			Self::IdAmbiguous => "id-ambiguous",
 			Self::TokenExpired => "token-expired",
 			Self::TokenUsed => "token-used",

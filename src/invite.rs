@@ -144,29 +144,44 @@ impl Invite {
 		}
 	}
 
-	/// The local user without whose account it is worth nothing: the inviter, or whose password it resets.
+	/// The local users whose accounts the invite depends on: whoever made it, whatever its kind, and besides the account
+	/// that it is about (whose contact, whose password). Each once; none of an account or group invite that an operator made.
 	#[must_use]
-	pub fn depends_on(&self) -> Option<&str> {
-		let depends = self.invite_type == Type::Roster || self.kind() == Kind::Reset;
-		if depends { self.username.as_deref() } else { None }
+	pub fn depends_on(&self) -> Vec<String> {
+		let is_about = self.invite_type == Type::Roster || self.kind() == Kind::Reset;
+		let mut names: Vec<String> = self.username.iter().filter(|_| is_about).cloned().collect();
+		names.extend(self.local_inviter().filter(|inviter| !names.contains(inviter)));
+		names
 	}
 
-	/// The bare JID of the local user who made it, where it says so: the inviter of a contact invite, or the `source`
-	/// that modules write into the additional data.
+	/// The bare JID of whoever made it, where it says so: the `source` that modules write into the additional data. Of a
+	/// contact invite without one, or with one that is no user of this host, it is the user whose contact one becomes.
 	#[must_use]
 	pub fn inviter(&self) -> Option<String> {
-		if self.invite_type == Type::Roster {
-			return Some(self.jid());
+		let local = self.source().and_then(|source| local_user(source, &self.host));
+		match (local, self.invite_type) {
+			(Some(username), _) => Some(format!("{username}@{}", self.host)),
+			(None, Type::Roster) => Some(self.jid()),
+			(None, Type::Register) => {
+				let bare = self.source()?.split('/').next()?;
+				bare.contains('@').then(|| bare.to_owned())
+			}
 		}
-		let Some(Value::Str(source)) = self.additional_data("source") else { return None };
-		let bare = std::str::from_utf8(source).ok()?.split('/').next()?;
-		bare.contains('@').then(|| bare.to_owned())
 	}
 
 	/// The localpart of the [`Invite::inviter`], if that is a user of the same host.
 	#[must_use]
 	pub fn local_inviter(&self) -> Option<String> {
-		self.inviter().and_then(|inviter| local_user(&inviter, &self.host).map(str::to_owned))
+		let local = self.source().and_then(|source| local_user(source, &self.host)).map(Cow::into_owned);
+		local.or_else(|| self.username.clone().filter(|_| self.invite_type == Type::Roster))
+	}
+
+	/// Who or what made it, in the words of the module that asked for it.
+	fn source(&self) -> Option<&str> {
+		match self.additional_data("source") {
+			Some(Value::Str(source)) => std::str::from_utf8(source).ok(),
+			_ => None,
+		}
 	}
 
 	/// Counts one use.
@@ -247,12 +262,23 @@ impl Invite {
 	}
 }
 
-/// The localpart of a JID, bare or full, if it is one of this host.
+/// The localpart of a JID, bare or full, as the server writes it (nodeprepped), if the JID is one of this host.
 #[must_use]
-pub fn local_user<'a>(jid: &'a str, host: &str) -> Option<&'a str> {
+pub fn local_user<'a>(jid: &'a str, host: &str) -> Option<Cow<'a, str>> {
 	let bare = jid.split_once('/').map_or(jid, |(bare, _)| bare);
 	let (username, of) = bare.split_once('@')?;
-	(of == host && !username.is_empty()).then_some(username)
+	let is_of_host = of == host || !is_prepared(of) && stringprep::nameprep(of).is_ok_and(|of| of == host);
+	if !is_of_host || username.is_empty() {
+		return None;
+	}
+	let username =
+		if is_prepared(username) { Cow::Borrowed(username) } else { stringprep::nodeprep(username).ok()? };
+	Some(username).filter(|username| !username.is_empty())
+}
+
+/// Whether neither nodeprep nor nameprep has anything to change or refuse: most JIDs are written so.
+fn is_prepared(part: &str) -> bool {
+	part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_'))
 }
 
 impl fmt::Debug for Invite {
@@ -274,5 +300,67 @@ impl fmt::Debug for Invite {
 			.field("ended_at", &self.ended_at)
 			.field("fields", &self.fields)
 			.finish_non_exhaustive()
+	}
+}
+
+#[cfg(test)]
+mod tests {
+	use super::*;
+	use crate::store::conformance::sample;
+
+	fn invite(invite_type: Type, username: Option<&str>, data: &[(&str, &str)]) -> Invite {
+		let data = data.iter().map(|(key, value)| (Value::text(key), Value::text(value))).collect();
+		Invite {
+			invite_type,
+			username: username.map(str::to_owned),
+			fields: [(Value::text("additional_data"), Value::Table(data))].into_iter().collect(),
+			..sample("example.com", "t")
+		}
+	}
+
+	#[test]
+	fn an_invite_depends_on_who_made_it_whatever_its_kind_and_on_the_account_that_it_is_about() {
+		let nurse = ("source", "nurse@example.com/phone");
+		for (invite, names) in [
+			(invite(Type::Register, None, &[nurse]), vec!["nurse"]),
+			(invite(Type::Register, Some("juliet"), &[nurse]), vec!["nurse"]),
+			(
+				invite(Type::Register, Some("juliet"), &[nurse, ("allow_reset", "juliet")]),
+				vec!["juliet", "nurse"],
+			),
+			(invite(Type::Roster, Some("juliet"), &[nurse]), vec!["juliet", "nurse"]),
+			(invite(Type::Roster, Some("nurse"), &[nurse]), vec!["nurse"]),
+			// What an operator, another host's user or a program made.
+			(invite(Type::Register, None, &[]), vec![]),
+			(invite(Type::Register, Some("juliet"), &[("source", "api/token/1")]), vec![]),
+			(invite(Type::Register, None, &[("source", "admin@example.net")]), vec![]),
+			(invite(Type::Roster, Some("juliet"), &[("source", "admin@example.net")]), vec!["juliet"]),
+			(invite(Type::Register, Some("juliet"), &[("allow_reset", "juliet")]), vec!["juliet"]),
+		] {
+			assert_eq!(invite.depends_on(), names, "{invite:?}");
+			let inviter = invite.local_inviter().map(|inviter| format!("{inviter}@example.com"));
+			assert!(inviter.is_none() || inviter == invite.inviter(), "one notion of inviter");
+		}
+	}
+
+	#[test]
+	fn an_inviter_is_known_however_the_address_is_written() {
+		for jid in ["nurse@example.com", "Nurse@Example.COM/x", "NURSE@example.com/a@b/c"] {
+			assert_eq!(local_user(jid, "example.com").as_deref(), Some("nurse"), "{jid}");
+		}
+		assert_eq!(
+			local_user("J\u{d6}RG@B\u{dc}HNE.example", "b\u{fc}hne.example").as_deref(),
+			Some("j\u{f6}rg")
+		);
+		for jid in [
+			"example.com",
+			"@example.com",
+			"nurse@example.net",
+			"nurse",
+			"nurse@example.com@x",
+			"a b@example.com",
+		] {
+			assert_eq!(local_user(jid, "example.com"), None, "{jid}");
+		}
 	}
 }

@@ -4,8 +4,10 @@
 //! first, and the history, the last ended first. A listing comes in pages; each goes on after the [`Position`] of the
 //! last invite of the one before, so what is made or ended meanwhile neither shifts nor repeats anything.
 
+use std::borrow::Cow;
+
 use crate::clock::Timestamp;
-use crate::invite::{Invite, Kind, Type};
+use crate::invite::{Invite, Kind, local_user};
 use crate::lifecycle::State;
 use crate::token::Digest;
 use crate::value::{Table, Value};
@@ -99,12 +101,11 @@ impl Filter {
 	}
 }
 
+/// Whether somebody made the invite, or it ends with the account: all that a deletion will revoke is listed beforehand.
 fn is_inviter(invite: &Invite, wanted: &str) -> bool {
-	let is_contact_of = invite.invite_type == Type::Roster && invite.username.as_deref() == Some(wanted);
-	is_contact_of
-		|| invite.inviter().is_some_and(|inviter| {
-			inviter == wanted || inviter.strip_suffix(&invite.host) == Some(&format!("{wanted}@"))
-		})
+	let username = local_user(wanted, &invite.host).unwrap_or(Cow::Borrowed(wanted));
+	invite.inviter().is_some_and(|inviter| inviter == wanted)
+		|| invite.depends_on().iter().any(|name| *name == username)
 }
 
 fn holds_text(invite: &Invite, wanted: &str) -> bool {
@@ -129,6 +130,7 @@ fn table_holds_text(table: &Table, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
 	use super::*;
+	use crate::invite::Type;
 	use crate::store::conformance::sample;
 
 	const NOW: Timestamp = 1_700_000_000;

@@ -213,8 +213,10 @@ pub enum Account {
 	Active,
 	/// It exists and is disabled.
 	Disabled,
-	/// There is none.
+	/// There is none, and that is proved: its storage has answered. The only state for which something may be taken away.
 	Missing,
+	/// The authentication provider does not find it, or cannot ask for it: many say the same of both.
+	NotFound,
 	/// The user manager cannot say, or its storage failed.
 	Unknown,
 }
@@ -227,6 +229,7 @@ impl Account {
 			"active" => Self::Active,
 			"disabled" => Self::Disabled,
 			"missing" => Self::Missing,
+			"not-found" => Self::NotFound,
 			"unknown" => Self::Unknown,
 			_ => return None,
 		})

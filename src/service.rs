@@ -44,8 +44,8 @@ pub struct Attempt {
 	pub purpose: Purpose,
 	/// As [`Claim::invitee`].
 	pub invitee: Option<String>,
-	/// The account that the invite depends on ([`Invite::depends_on`]), where it depends on one.
-	pub depends_on: Option<Account>,
+	/// The accounts that the invite depends on ([`Invite::depends_on`]).
+	pub depends_on: Vec<(String, Account)>,
 }
 
 /// Why invites are revoked whose inviter, or whose account to be reset, is gone.
@@ -115,6 +115,9 @@ impl Invites {
 			(false, Some(Account::Active | Account::Disabled)) => return Err(InviteError::AccountExists),
 			(true, Some(Account::Missing)) => return Err(InviteError::AccountMissing),
 			(true, Some(Account::Disabled)) => return Err(InviteError::AccountDisabled),
+			(true, Some(Account::NotFound)) => {
+				return Err(InviteError::AccountNotFound(request.username.unwrap_or_default()));
+			}
 			_ => (),
 		}
 		let token = Token::generate()?;
@@ -324,13 +327,19 @@ impl Invites {
 		Ok(self.store.redemptions(&self.host, digest)?)
 	}
 
-	/// Whether an invite is good as far as the account goes that it depends on. An invite does not outlive its inviter:
-	/// if the account is gone, it is revoked, so that it does not come back with another account of that name.
+	/// Whether an invite is good as far as the accounts go that it depends on. An invite does not outlive its inviter:
+	/// if one of the accounts is proved to be gone, it is revoked, so that it does not come back with another account of
+	/// that name.
 	///
 	/// # Errors
-	/// [`InviteError::TokenInvalid`], [`InviteError::AccountGone`], or the store's failure.
-	pub fn confirm(&self, digest: &Digest, account: Account, now: Timestamp) -> Result<(), InviteError> {
-		match check_account(account) {
+	/// [`InviteError::AccountGone`], [`InviteError::OwnerDisabled`], [`InviteError::AccountNotFound`], or the store's failure.
+	pub fn confirm(
+		&self,
+		digest: &Digest,
+		accounts: &[(String, Account)],
+		now: Timestamp,
+	) -> Result<(), InviteError> {
+		match check_accounts(accounts) {
 			Err(InviteError::AccountGone(_)) => {
 				let revoked = self.store.revoke(&self.host, digest, Some(ACCOUNT_GONE), None, now)?;
 				Err(InviteError::AccountGone(revoked.map(Box::new)))
@@ -345,9 +354,7 @@ impl Invites {
 	/// Why it would not, or the store's failure.
 	pub fn why(&self, attempt: Attempt, now: Timestamp) -> Result<(), InviteError> {
 		check(&self.find(&attempt.digest)?, attempt.purpose, now)?;
-		if let Some(account) = attempt.depends_on {
-			check_account(account)?;
-		}
+		check_accounts(&attempt.depends_on)?;
 		let claim = self.draw_claim(attempt, now)?;
 		Ok(decide(&self.store.view(&claim, now)?, &claim, now)?)
 	}
@@ -392,9 +399,7 @@ impl Invites {
 	}
 
 	fn prepare_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Claim, InviteError> {
-		if let Some(account) = attempt.depends_on {
-			self.confirm(&attempt.digest, account, now)?;
-		}
+		self.confirm(&attempt.digest, &attempt.depends_on, now)?;
 		self.draw_claim(attempt, now)
 	}
 
@@ -453,6 +458,33 @@ impl Invites {
 		Ok(())
 	}
 
+	/// The claim that this very process made for such an attempt, if there is one. When a host is deactivated and activated
+	/// again in the middle of a registration, nobody in the server remembers it, and it would stand in its own way.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn own_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Option<Nonce>, InviteError> {
+		let wanted = self.draw_claim(attempt, now)?;
+		let is_same = |claim: &Claim| {
+			claim.boot == wanted.boot
+				&& claim.digest == wanted.digest
+				&& claim.purpose == wanted.purpose
+				&& claim.invitee == wanted.invitee
+		};
+		Ok(self.store.claims(&self.host)?.into_iter().find(is_same).map(|claim| claim.nonce))
+	}
+
+	/// The claims of this process whose lease is over: whoever made them does not renew them any more.
+	///
+	/// # Errors
+	/// When the store fails.
+	pub fn own_stale_claims(&self, now: Timestamp) -> Result<Vec<Claim>, InviteError> {
+		let boot = boot()?;
+		let mut claims = self.store.claims(&self.host)?;
+		claims.retain(|claim| claim.boot == boot && claim.is_stale(now));
+		Ok(claims)
+	}
+
 	/// Keeps a claim for another lease. `false` if there was none any more.
 	///
 	/// # Errors
@@ -483,8 +515,8 @@ impl Invites {
 					Redeemed::Before | Redeemed::Lost => (),
 				}
 			}
-			Account::Unknown => (),
-			_ => {
+			Account::Unknown | Account::NotFound => (),
+			Account::Active | Account::Disabled | Account::Missing => {
 				self.store.release(&self.host, nonce, Some(now))?;
 			}
 		}
@@ -513,13 +545,15 @@ impl Invites {
 		Ok(self.store.revoke(&self.host, digest, why, by, now)?)
 	}
 
-	/// Revokes the open invites that depend on this account.
+	/// Revokes the open invites that depend on this account, which was deleted.
 	///
 	/// # Errors
 	/// When the store fails.
 	pub fn retire_depending(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
-		let which = |invite: &Invite| invite.depends_on().is_some();
-		Ok(self.store.retire(&self.host, username, &which, ACCOUNT_GONE, now)?)
+		let which = |invite: &Invite| invite.depends_on().iter().any(|name| name == username);
+		let mut retired = self.store.retire(&self.host, username, &which, ACCOUNT_GONE, now)?;
+		retired.extend(self.revoke_inviter(username, false, Some(ACCOUNT_GONE), None, now)?);
+		Ok(retired)
 	}
 
 	/// Revokes the open password resets of this account.
@@ -672,13 +706,19 @@ fn check(invite: &Invite, purpose: Purpose, now: Timestamp) -> Result<(), Invite
 	}
 }
 
-/// Whether an invite is good as far as the account goes that it depends on.
-const fn check_account(account: Account) -> Result<(), InviteError> {
-	match account {
-		Account::Active | Account::Unknown => Ok(()),
-		Account::Disabled => Err(InviteError::TokenInvalid),
-		Account::Missing => Err(InviteError::AccountGone(None)),
+/// Whether an invite is good as far as the accounts go that it depends on.
+fn check_accounts(accounts: &[(String, Account)]) -> Result<(), InviteError> {
+	let mut checked = Ok(());
+	for (username, account) in accounts {
+		match account {
+			Account::Active | Account::Unknown => (),
+			Account::Disabled => checked = Err(InviteError::OwnerDisabled(username.clone())),
+			Account::NotFound => checked = Err(InviteError::AccountNotFound(username.clone())),
+			// The one answer that does not change any more.
+			Account::Missing => return Err(InviteError::AccountGone(None)),
+		}
 	}
+	checked
 }
 
 /// Names this process on its claims. Drawn at the first claim, so not shared with a parent that forked.
@@ -730,7 +770,7 @@ mod tests {
 			digest: token.digest(),
 			purpose: Purpose::Account,
 			invitee: Some(name.to_owned()),
-			depends_on: None,
+			depends_on: Vec::new(),
 		}
 	}
 
@@ -794,7 +834,13 @@ mod tests {
 		let from_juliet =
 			Request { invite_type: Type::Roster, username: Some("juliet".to_owned()), ..account() };
 		let token = saved(&invites, from_juliet);
-		let with = |depends_on| Attempt { depends_on: Some(depends_on), ..attempt(&token, "bob") };
+		let with = |juliet| Attempt {
+			depends_on: vec![("nurse".to_owned(), Account::Active), ("juliet".to_owned(), juliet)],
+			..attempt(&token, "bob")
+		};
+		let cannot_tell = invites.claim(with(Account::NotFound), None, NOW);
+		assert_eq!(condition(cannot_tell), "account-unknown");
+		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None, "nothing is proved");
 		assert_eq!(condition(invites.claim(with(Account::Disabled), None, NOW)), "token-invalid");
 		let nonce = invites.claim(with(Account::Unknown), None, NOW).unwrap();
 		invites.release(&nonce).unwrap();
@@ -811,9 +857,10 @@ mod tests {
 			(Account::Active, Err("token-used")),
 			(Account::Missing, Ok(())),
 			(Account::Unknown, Err("claims-stale")),
+			(Account::NotFound, Err("claims-stale")),
 		] {
 			let token = saved(&invites, account());
-			invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+			invites.claim(attempt(&token, &format!("{outcome:?}")), None, NOW).unwrap();
 			assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW + LEASE)), "token-busy");
 			let Err(InviteError::ClaimsStale(stale)) = invites.claim(attempt(&token, "eve"), None, later)
 			else {
@@ -857,6 +904,8 @@ mod tests {
 		assert_eq!(made(false, Account::Disabled), Err("conflict"));
 		assert_eq!(made(true, Account::Missing), Err("item-not-found"));
 		assert_eq!(made(true, Account::Disabled), Err("not-allowed"));
+		assert_eq!(made(true, Account::NotFound), Err("account-unknown"));
+		assert_eq!(made(false, Account::NotFound), Ok(()), "how else could it be made");
 		for (is_reset, account) in [(false, Account::Missing), (true, Account::Active)] {
 			assert_eq!(made(is_reset, account), Ok(()));
 			assert_eq!(made(is_reset, Account::Unknown), Ok(()));
@@ -940,7 +989,8 @@ mod tests {
 		assert!(why("bob", NOW).is_ok());
 		assert!(why("bob", NOW).is_ok(), "the first dry run made no claim");
 		assert_eq!(condition(why("bob", NOW + 61)), "token-expired");
-		let gone = Attempt { depends_on: Some(Account::Missing), ..attempt(&token, "bob") };
+		let gone =
+			Attempt { depends_on: vec![("juliet".to_owned(), Account::Missing)], ..attempt(&token, "bob") };
 		assert_eq!(condition(invites.why(gone, NOW)), "token-invalid");
 		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None);
 		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap();

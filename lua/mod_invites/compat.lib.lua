@@ -46,15 +46,24 @@ function compat.is_heard(event_name)
 	return handlers ~= nil and handlers[1] ~= nil;
 end
 
+local storagemanager = compat.lib("core.storagemanager");
 local usermanager = compat.lib("core.usermanager");
+
+-- Prosody's own providers, whose accounts lie in its own storage.
+local INTERNAL = { internal_plain = true, internal_hashed = true };
 
 local accounts;
 
--- What is known of an account on this host: "active", "disabled", "missing" or "unknown".
+-- What is known of an account on this host: "active"; "disabled"; "missing", for which there is proof; "not-found" if
+-- its provider does not find it, or cannot ask for it; or "unknown". Nothing is taken away but for "missing".
 function compat.account_state(username)
-	local provider = prosody.hosts[module.host].users;
-	local is_internal = provider and provider.name and provider.name:find("^internal_");
+	local provider = (prosody.hosts[module.host] or {}).users;
+	local is_internal = provider and INTERNAL[provider.name];
 	if is_internal then
+		if compat.is_prosodyctl then
+			local _, driver = storagemanager.get_driver(module.host, "accounts");
+			if driver == "memory" then return "unknown"; end -- they are in the memory of the server
+		end
 		-- These report a storage that fails as an account that is not there.
 		accounts = accounts or module:open_store("accounts");
 		local account, storage_err = accounts:get(username);
@@ -68,8 +77,17 @@ function compat.account_state(username)
 	elseif is_internal then
 		return "unknown"; -- it was there a moment ago
 	end
-	-- Others say nothing when what they ask is out of reach, and "not implemented" when they cannot ask.
-	return err == "Auth failed. Invalid username" and "missing" or "unknown";
+	-- Others say false or nil, or what Prosody's own say, of an account that is not there and of a directory that is out
+	-- of reach; and something else when they never know.
+	local is_known = exists == false or err == nil or err == "Auth failed. Invalid username";
+	return is_known and "not-found" or "unknown";
+end
+
+-- The same of several accounts: a table of their states by username.
+function compat.account_states(usernames)
+	local states = {};
+	for _, username in ipairs(usernames) do states[username] = compat.account_state(username); end
+	return states;
 end
 
 local REGISTERED = "prosody:registered";
@@ -128,6 +146,13 @@ function compat.current_runner()
 		runners[thread] = runner;
 		return runner, thread;
 	end
+end
+
+-- Whether what ran in a thread of a util.async runner still waits there. The runner's own state says so for a moment
+-- longer; a thread that has nothing to do has nothing on its stack but its loop.
+function compat.is_waiting(runner, thread)
+	return runner ~= nil and runner.state == "waiting" and runner.thread == thread
+		and coroutine.status(thread) == "suspended" and debug.getinfo(thread, 2, "") ~= nil;
 end
 
 --- statistics

@@ -41,6 +41,7 @@ local NODES = {
 local SENTENCES = {
 	["conflict"] = "There is an account with this username already";
 	["item-not-found"] = "There is no such account";
+	["account-unknown"] = "There is no such account, or it cannot be looked up at the moment";
 	["not-allowed"] = "The account is disabled";
 	["jid-malformed"] = "This is not a possible username";
 	["internal-server-error"] = "The invitation could not be stored, please try again later";

@@ -360,7 +360,9 @@ local function any_request(wanted)
 	local request, data;
 	if wanted.kind == "contact" then
 		request, data = contact_request(wanted.username, wanted.allow_registration, wanted.additional_data, wanted.ttl);
-		if request and compat.account_state(request.username) == "missing" then return nil, "item-not-found"; end
+		local account = request and compat.account_state(request.username);
+		if account == "missing" then return nil, "item-not-found"; end
+		if account == "not-found" then return nil, "account-unknown"; end
 	elseif wanted.kind == "reset" then
 		request, data = reset_request(wanted.username, wanted.additional_data, wanted.ttl);
 	elseif wanted.kind == nil or wanted.kind == "account" then
@@ -413,7 +415,9 @@ end
 function may_invite(username, kind)
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
-	if compat.account_state(inviter) == "missing" then return nil, "item-not-found"; end
+	local account = compat.account_state(inviter);
+	if account == "missing" then return nil, "item-not-found"; end
+	if account == "not-found" then return nil, "account-unknown"; end
 	local is_contact = kind == "contact" or kind == "account-and-contact";
 	local invite, condition, text, limit = draft_of({
 		type = is_contact and "roster" or "register";
@@ -602,7 +606,8 @@ function branch(username)
 	local members, condition, text = handle:branch(inviter);
 	if not members then return failed(condition, text); end
 	for _, member in ipairs(members) do
-		member.account = compat.account_state(member.username);
+		local account = compat.account_state(member.username);
+		member.account = account == "not-found" and "unknown" or account;
 	end
 	return members;
 end
@@ -709,9 +714,15 @@ local function validate(token, username)
 	if not invite then return failed(depends_on, more); end
 	redemption.remember(invite, depends_on, more);
 	if depends_on then
-		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_state(depends_on));
+		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_states(depends_on));
 		if revoked then module:fire_event("invite-revoked", revoked); end
-		if not confirmed then return failed(condition, why_not); end
+		if not confirmed then
+			-- Whoever presented it is not told.
+			if condition ~= "internal-server-error" then
+				module:log("info", "An invite was refused: %s", why_not);
+			end
+			return failed(condition, why_not);
+		end
 	end
 	if invite.additional_data and invite.additional_data.roles then
 		invite.additional_data.roles = compat.roles(invite.additional_data.roles);
@@ -741,7 +752,7 @@ function use(token)
 end
 
 if module.host ~= "*" and not problem then
-	redemption.hook(handle, validate, report, metrics.refused);
+	redemption.hook(native, handle, validate, report, metrics.refused);
 	metrics.hook(handle);
 end
 
@@ -759,6 +770,7 @@ local TIDY_INTERVAL, BATCH_PAUSE = 60, 0.1;
 local PURGED = 25;
 
 local function tidy()
+	redemption.settle_own();
 	local ended, condition, text = handle:end_expired();
 	if not ended then
 		failed(condition, text);

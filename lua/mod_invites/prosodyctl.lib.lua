@@ -62,6 +62,7 @@ end
 local REFUSALS = {
 	["conflict"] = "the account %s exists already";
 	["item-not-found"] = "there is no account %s";
+	["account-unknown"] = "there is no account %s, or the authentication provider cannot be asked for it";
 	["not-allowed"] = "the account %s is disabled";
 	["jid-malformed"] = "%s is not a possible account";
 };

@@ -34,16 +34,17 @@ local REFUSALS = {
 	["name-mismatch"] = { "modify", "not-acceptable", "This invitation is for another username" };
 	["name-reserved"] = { "cancel", "conflict", "This username is reserved" };
 	["name-busy"] = { "wait", "resource-constraint", "This username is being registered right now" };
+	["account-unknown"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 	["account-missing"] = { "cancel", "item-not-found", "There is no account whose password could be reset" };
 	["internal-server-error"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 };
 
 -- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }, and how
 -- they go on.
-local attempts = {};
+local attempts;
 -- The attempt of a holder (a stream, or else a validated invite), and the invites that were redeemed: one preauth is
--- good for one registration.
-local attempt_of, redeemed = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" });
+-- good for one registration. Nobody ends an attempt but its own coroutine, or the review when that is over.
+local attempt_of, redeemed;
 
 -- What is known of a validated invite besides what its holder sees and may change: { depends_on, is_reset }.
 local abouts = setmetatable({}, { __mode = "k" });
@@ -67,7 +68,22 @@ function redemption.take_validated(token)
 	return invite and invite.token == token and invite or nil;
 end
 
-function redemption.hook(handle, validate, report, count_refusal)
+-- What is under way outlives this module: it may be reloaded, or its host be deactivated and activated, in the middle
+-- of a registration. The library stays for as long as the process does; what module:shared() holds may be collected.
+local function under_way(library)
+	library.under_way = library.under_way or {};
+	local of_host = library.under_way[module.host];
+	if not of_host then
+		local weak = { __mode = "k" };
+		of_host = { attempts = {}, attempt_of = setmetatable({}, weak), redeemed = setmetatable({}, weak) };
+		library.under_way[module.host] = of_host;
+	end
+	return of_host;
+end
+
+function redemption.hook(library, handle, validate, report, count_refusal)
+	local kept = under_way(library);
+	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
 	local is_reviewing = false;
 	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
 
@@ -83,32 +99,44 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if not ok then module:log("error", "A handler of %s failed: %s", event_name, tostring(err)); end
 	end
 
-	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. With an inviter,
-	-- on whom it depends, `argument` is a table.
-	local function settled(inviter, method, argument)
+	-- What came of a claim that nobody will redeem: the state of the account that was to be made; of a contact, "active"
+	-- if the inviter has it.
+	local function outcome_of(claim, inviter)
+		if claim.purpose == "account" then
+			return claim.invitee and compat.account_state(claim.invitee) or "unknown";
+		elseif not inviter then
+			return "unknown";
+		end
+		local roster = rostermanager.load_roster(inviter, module.host) or {};
+		local item = roster[claim.invitee];
+		local is_contact = item and (item.subscription == "from" or item.subscription == "both");
+		local is_broken = roster[false] and roster[false].broken;
+		return is_contact and "active" or is_broken and "unknown" or "missing";
+	end
+
+	local function settle(claim, outcome)
+		local summary, condition, text = handle:settle(claim, outcome);
+		if type(summary) == "table" then
+			fire("invite-used", summary, { purpose = claim.purpose, invitee = claim.invitee });
+		elseif condition == "internal-server-error" then
+			report(text);
+		end
+	end
+
+	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. If the invite
+	-- depends on accounts, `argument` is a table. `inviter` is whose contact somebody is to become.
+	local function settled(depends_on, inviter, method, argument)
 		local result, condition, text, more = method(handle, argument);
 		if condition == "claims-stale" then
 			for _, claim in ipairs(more) do
-				local outcome;
 				if attempts[claim.nonce] then
 					-- Our own: this process, not its registration, was held up.
 					handle:renew(claim.nonce);
-					outcome = "unknown";
-				elseif claim.purpose == "contact" then
-					local roster = inviter and rostermanager.load_roster(inviter, module.host) or {};
-					local item = roster[claim.invitee];
-					local is_contact = item and (item.subscription == "from" or item.subscription == "both");
-					local is_broken = roster[false] and roster[false].broken;
-					outcome = is_contact and "active" or is_broken and "unknown" or "missing";
 				else
-					outcome = compat.account_state(claim.invitee);
-				end
-				local summary = handle:settle(claim, outcome);
-				if type(summary) == "table" then
-					fire("invite-used", summary, { purpose = claim.purpose, invitee = claim.invitee });
+					settle(claim, outcome_of(claim, inviter));
 				end
 			end
-			if inviter then argument.depends_on = compat.account_state(inviter); end
+			if depends_on then argument.depends_on = compat.account_states(depends_on); end
 			result, condition, text = method(handle, argument);
 		elseif condition == "token-invalid" and more then
 			fire("invite-revoked", more);
@@ -162,11 +190,16 @@ function redemption.hook(handle, validate, report, count_refusal)
 		return true;
 	end
 
+	-- Whether the coroutine that makes an attempt waits for something.
+	local function is_waiting(attempt)
+		return compat.is_waiting(attempt.runner, attempt.thread);
+	end
+
 	local function review_attempt(attempt)
 		attempt.reviews = (attempt.reviews or 0) + 1;
 		if attempt.is_to_redeem then
 			if looks_since_failure >= retry_pause then redeem(attempt, attempt.source); end
-		elseif attempt.runner and attempt.runner.state == "waiting" and attempt.runner.thread == attempt.thread then
+		elseif is_waiting(attempt) then
 			if attempt.reviews % REVIEWS_PER_RENEWAL == 0 then handle:renew(attempt.nonce); end
 		else
 			release(attempt);
@@ -193,47 +226,51 @@ function redemption.hook(handle, validate, report, count_refusal)
 		return is_reviewing and REVIEW_INTERVAL or nil;
 	end
 
-	-- The same of the instance that a reload has put in the place of this one, whose timers are over.
-	local successor_review_soon;
-
-	local function review_soon()
-		if successor_review_soon then
-			successor_review_soon();
-		elseif (is_any_left or next(attempts)) and not is_reviewing then
+	-- Begins to review, unless that is done already. Called through `kept`: the timers of an instance that a reload has
+	-- replaced are over.
+	function kept.review_soon()
+		if (is_any_left or next(attempts)) and not is_reviewing then
 			is_reviewing = true;
 			module:add_timer(0, review);
 		end
 	end
 
 	-- Claims an invite for somebody: the attempt, or nil and why not.
-	local function claim(token, purpose, invitee, depends_on, invite, holder)
-		local replaced = holder and attempt_of[holder];
+	local function claim(token, purpose, invitee, depends_on, inviter, invite, holder)
+		local states = depends_on and compat.account_states(depends_on); -- may wait
 		local runner, thread = compat.current_runner();
+		local replaced = holder and attempt_of[holder];
+		if replaced and replaced.thread ~= thread and is_waiting(replaced) then replaced = nil; end
 		local attempt = {
-			token = token, purpose = purpose, invitee = invitee;
+			token = token, purpose = purpose, invitee = invitee, depends_on = states;
 			invite = invite, holder = holder, runner = runner, thread = thread;
 		};
-		if depends_on then attempt.depends_on = compat.account_state(depends_on); end
 		if replaced then attempt.replaced = replaced.nonce; end
-		local nonce, condition = settled(depends_on, handle.claim, attempt);
+		local nonce, condition = settled(depends_on, inviter, handle.claim, attempt);
 		if replaced then forget(replaced); end
 		if not nonce then
 			if condition == "internal-server-error" then
 				is_any_left, looks_since_failure = true, 0;
-				review_soon();
+				kept.review_soon();
 			end
 			return nil, condition;
 		end
 		attempt.nonce, attempt.depends_on, attempt.replaced = nonce, nil, nil;
 		attempts[nonce] = attempt;
 		if holder then attempt_of[holder] = attempt; end
-		review_soon();
+		kept.review_soon();
 		return attempt;
 	end
 
-	local function attempt_for(purpose, invitee)
+	-- The attempt of this coroutine to make or reset this account. Another stream may be about to make one of the same
+	-- name; that is not ours to end.
+	local function own_attempt(username)
+		local _, thread = compat.current_runner();
+		if not thread then return nil; end
 		for _, attempt in pairs(attempts) do
-			if attempt.purpose == purpose and attempt.invitee == invitee then return attempt; end
+			if attempt.thread == thread and attempt.purpose == "account" and attempt.invitee == username then
+				return attempt;
+			end
 		end
 	end
 
@@ -252,6 +289,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 	local function account_refusal(about, account)
 		if about.is_reset and account == "missing" then
 			return "account-missing";
+		elseif about.is_reset and account == "not-found" then
+			return "account-unknown";
 		elseif about.is_reset and account == "unknown" then
 			return "internal-server-error"; -- the caller would take it for a free name
 		elseif not about.is_reset and (account == "active" or account == "disabled") then
@@ -283,7 +322,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 
 		if not invite or not invite.token then
 			if exists then return; end
-			local is_free, condition = settled(nil, handle.check_name, username);
+			local is_free, condition = settled(nil, nil, handle.check_name, username);
 			if not is_free then
 				refuse(event, condition == "name-reserved" and condition
 					or condition == "internal-server-error" and condition or "name-busy");
@@ -301,7 +340,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 		elseif against then
 			return refuse(event, against);
 		end
-		local attempt, why = claim(invite.token, "account", username, about.depends_on, invite, event.session or invite);
+		local holder = event.session or invite;
+		local attempt, why = claim(invite.token, "account", username, about.depends_on, nil, invite, holder);
 		if not attempt then refuse(event, why); end
 	end
 
@@ -313,14 +353,14 @@ function redemption.hook(handle, validate, report, count_refusal)
 		local against = name and account_refusal(about, compat.account_state(name));
 		if against == "conflict" then
 			return nil, against, "There is an account with this username already";
-		elseif against then
+		elseif against and against ~= "account-unknown" then -- the library has a sentence for operators
 			return nil, against, REFUSALS[against][3];
 		end
 		return handle:why({
 			token = token;
 			purpose = about.purpose;
 			invitee = name;
-			depends_on = about.depends_on and compat.account_state(about.depends_on);
+			depends_on = about.depends_on and compat.account_states(about.depends_on);
 		});
 	end
 
@@ -335,15 +375,27 @@ function redemption.hook(handle, validate, report, count_refusal)
 		return ret;
 	end);
 
+	-- The inviter may have been deleted since the claim. A contact would bring the roster back, for whoever gets the name
+	-- next.
+	local function forget_lost_inviter(invite)
+		if not invite.inviter then return; end
+		local account = compat.account_state(invite.inviter);
+		if account == "missing" or account == "not-found" then
+			module:log("warn", "An account was made with an invite of %s, whose own account is not there any more: the two do "
+				.."not become contacts", invite.inviter);
+			invite.inviter = nil;
+		end
+	end
+
 	-- Redeems before other handlers give the account what the invite promises, and takes the promise away if it cannot.
 	local function redeem_registration(event)
 		local invite = validated_invite_of(event);
-		local attempt = attempt_of[event.session or invite or event];
-		local username = attempt and attempt.invitee == event.username and attempt.invitee or nodeprep(event.username);
-		if not attempt and username then
-			-- The session of a client that hung up is empty; it is still the same thread that goes on.
-			local by_name, _, thread = attempt_for("account", username), compat.current_runner();
-			attempt = by_name and by_name.thread == thread and by_name or nil;
+		local username = event.username;
+		-- By the coroutine first: the session of a client that hung up is empty, and it is still the same that goes on.
+		local attempt = own_attempt(username) or attempt_of[event.session or invite or event];
+		if not attempt or attempt.invitee ~= username then
+			username = nodeprep(username);
+			attempt = username and own_attempt(username) or attempt;
 		end
 		if attempt and (invite and attempt.token ~= invite.token or attempt.invitee ~= username) then
 			attempt = nil; -- somebody else's
@@ -365,6 +417,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		end
 		if is_redeemed then
 			redeemed[invite] = true;
+			forget_lost_inviter(invite);
 		else
 			module:log("error", "The account %s was made with an invite that is not good for it any more; it gets nothing of "
 				.."what the invite promised", tostring(event.username));
@@ -378,13 +431,17 @@ function redemption.hook(handle, validate, report, count_refusal)
 		local about, condition = look(invite);
 		if not about then return nil, condition; end
 		local purpose = invite.username and invite.type == "roster" and not invite.inviter and "contact" or "account";
-		local summary, why = settled(about.depends_on, handle.redeem_at_once, {
-			token = invite.token;
-			purpose = purpose;
-			invitee = invitee;
-			depends_on = about.depends_on and compat.account_state(about.depends_on);
-			source = source;
-		});
+		local wanted = { token = invite.token, purpose = purpose, invitee = invitee, source = source };
+		local nonce = invitee and handle:own_claim(wanted);
+		if nonce and not attempts[nonce] then
+			-- The host was deactivated and activated since the claim was made: nobody else remembers it.
+			wanted.nonce = nonce;
+			attempts[nonce] = wanted;
+			return redeem(wanted, source) ~= false;
+		end
+		wanted.depends_on = about.depends_on and compat.account_states(about.depends_on);
+		local inviter = purpose == "contact" and invite.username or nil;
+		local summary, why = settled(about.depends_on, inviter, handle.redeem_at_once, wanted);
 		if not summary then return nil, why; end
 		redeemed[invite] = true;
 		fire("invite-used", summary, { purpose = purpose, invitee = invitee, source = source });
@@ -423,18 +480,22 @@ function redemption.hook(handle, validate, report, count_refusal)
 
 	module:hook_global("user-password-changed", function (event)
 		if event.host ~= module.host then return; end
-		local attempt, _, thread = attempt_for("account", event.username), compat.current_runner();
 		-- This very password was set by a reset (13.0.2 and later say so), which is yet to be redeemed.
-		if attempt and attempt.thread == thread then return; end
+		if own_attempt(event.username) then return; end
 		tell_revoked(handle:retire_resets(event.username));
 	end);
 
 	module:hook_global("user-deleted", function (event)
 		if event.host ~= module.host then return; end
 		-- register_ibr deletes the account that it has just made when it cannot store its details.
-		local attempt = attempt_for("account", event.username);
+		local attempt = own_attempt(event.username);
 		if attempt then release(attempt); end
-		tell_revoked(handle:retire_depending(event.username));
+		local retired, condition, text = handle:retire_depending(event.username);
+		if retired and retired[1] then
+			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked",
+				event.username, #retired);
+		end
+		tell_revoked(retired, condition, text);
 	end);
 
 	--- presenting a token before registering (XEP-0445)
@@ -451,7 +512,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
-		elseif condition == "internal-server-error" then
+		elseif condition == "internal-server-error" or condition == "account-unknown" then
 			count_refusal(condition);
 			local refusal = REFUSALS[condition];
 			session.send(st.error_reply(stanza, refusal[1], refusal[2], refusal[3]));
@@ -481,7 +542,9 @@ function redemption.hook(handle, validate, report, count_refusal)
 		if not token or not username or jid_bare(stanza.attr.to) == contact then return nil; end
 		local invite, condition = validate(token, username);
 		local attempt;
-		if invite then attempt, condition = claim(token, "contact", contact, username); end
+		if invite then
+			attempt, condition = claim(token, "contact", contact, abouts[invite].depends_on, username);
+		end
 		if not attempt then count_refusal(condition); end
 		return attempt;
 	end
@@ -518,23 +581,34 @@ function redemption.hook(handle, validate, report, count_refusal)
 		return true;
 	end
 
+	--- claims that nobody holds
+
+	-- Settles the claims of this process that no attempt holds, once their leases are over: nobody else may ever ask for
+	-- these invites. Those of servers that died are settled when somebody does.
+	function redemption.settle_own()
+		local stale, condition, text = handle:own_stale_claims();
+		if condition == "internal-server-error" then report(text); end
+		for _, left in ipairs(stale or {}) do
+			if not attempts[left.nonce] then settle(left, outcome_of(left, left.inviter)); end
+		end
+	end
+
 	--- reloading
 
-	-- A claim outlives a reload of this module: the registration that made it goes on meanwhile.
+	-- A reload takes no time; between an unloading and a loading attempts may have ended unseen, the account made or not.
+	-- Their claims are nobody's then: a redeem takes them over, or they are settled when their leases are over.
 	function module.save()
-		return {
-			attempts = attempts, attempt_of = attempt_of, redeemed = redeemed;
-			set_successor = function (f) successor_review_soon = f; end;
-		};
+		kept.is_reload = true;
+		return {};
 	end
 
-	function module.restore(state)
-		-- Nothing was saved by the bundled module, nor by this one while its library was broken.
-		if not state.attempts then return; end
-		attempts, attempt_of, redeemed = state.attempts, state.attempt_of, state.redeemed;
-		state.set_successor(review_soon);
-		review_soon();
+	if not kept.is_reload then
+		for _, attempt in pairs(attempts) do
+			if not attempt.is_to_redeem and not is_waiting(attempt) then forget(attempt); end
+		end
 	end
+	kept.is_reload = nil;
+	kept.review_soon();
 end
 
 return redemption;

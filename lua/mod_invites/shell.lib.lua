@@ -14,6 +14,7 @@ local NO_USERNAME = "Supply the JID of the account, not only a host";
 local SENTENCES = {
 	["conflict"] = "There is an account with this username already";
 	["item-not-found"] = "There is no such account";
+	["account-unknown"] = "There is no such account, or the authentication provider cannot be asked for it";
 	["not-allowed"] = "The account is disabled";
 	["id-ambiguous"] = "Several invites have an id that begins so: write more of it";
 	["internal-server-error"] = "The invite could not be stored or read; see the log";

@@ -396,18 +396,20 @@ async def test_a_claim_of_this_process_is_not_settled_away_when_the_clock_says_t
 async def test_an_outage_of_the_accounts_revokes_nothing(
     make: Make, answer: bool | None, create: str, invitee: str
 ) -> None:
-    """Providers that ask elsewhere answer no more than that, and no account is gone because of it."""
+    """Providers that ask elsewhere answer no more than that: no account is gone because of it, and nobody is let in."""
     server = make()
     for name in ("nurse", "juliet"):
         server.add_user(name, "old")
     token = server.eval(create)
     server.eval(OUTAGE, answer=answer)
     async with await open_stream(server) as stream:
-        # As good as it was: both ask whether the account that the invite depends on is gone.
-        assert validity(server, token) == (True, None)
-        await stream.preauth(token)
+        assert validity(server, token) == (False, "account-unknown")
+        with pytest.raises(Refused) as refused:
+            await stream.preauth(token)
+        assert (refused.value.type, refused.value.condition) == ("wait", "internal-server-error")
         server.eval(OUTAGE_ENDS)
         assert validity(server, token) == (True, None)
+        await stream.preauth(token)
         await stream.register(invitee, "new")
     async with await login(server, invitee, "new"):
         pass

@@ -12,11 +12,13 @@
 //! | `export(pending, write)` | how many invites were written; `pending`: only those that are good now; `write(text)` is called for each piece |
 //! | `import { file, text, is_alone }` | `{ imported, known, remarks }`, or `{ wrong }`, a list of what is, and then nothing was written; reads the file of that name (`-`: stdin), else the text; `is_alone`: nobody waits meanwhile, and nobody looks on |
 //! | `check()` | list of `{ level, text }`: what there is to say of the storage |
-//! | `get(token, username)` | validated invite table, the username of the account that it depends on, if any, and whether it resets that one's password; `username` nil: for an account, else as contact of that user |
+//! | `get(token, username)` | validated invite table, a list of the usernames of the accounts that it depends on, if any, and whether it resets a password; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
-//! | `confirm(token, account)` | `true`; `account` is the state of the account that it depends on |
-//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` as above, `replaced` a nonce, other fields are ignored |
+//! | `confirm(token, states)` | `true`; `states` are those of the accounts that it depends on, by username |
+//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` are states as above, `replaced` a nonce, other fields are ignored |
+//! | `own_claim { token, purpose, invitee }` | nonce of the claim that this process has made for such an attempt, or `nil` |
+//! | `own_stale_claims()` | list of claims of this process whose lease is over, as `settle` takes them; `inviter` is whose contact somebody was to become |
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
 //! | `redeem(token, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
@@ -30,9 +32,12 @@
 //!
 //! What else an operator does is in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
 //!
-//! `kinds` is `"account"` for what allows to register an account, `"all"` for everything. `ttl` is in seconds, `math.huge` for never. The state of an account is `"active"`, `"disabled"`, `"missing"` or
-//! `"unknown"`, a purpose `"account"` or `"contact"`. Tables are fresh and plain; summaries hold no token. Times are
+//! `kinds` is `"account"` for what allows to register an account, `"all"` for everything. `ttl` is in seconds, `math.huge` for never. The state of an account is `"active"`, `"disabled"`, `"missing"` (that
+//! is proved), `"not-found"` or `"unknown"`, a purpose `"account"` or `"contact"`. Tables are fresh and plain; summaries hold no token. Times are
 //! whole unix seconds.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
 
 use mlua::{
 	BString, Function, Lua, LuaString, Result as LuaResult, Table, UserData, UserDataMethods, UserDataRef,
@@ -40,7 +45,7 @@ use mlua::{
 };
 
 use super::bundled::Bundled;
-use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
+use super::table::{Seconds, claims, describe, limit, summary, take_over, validated, whole_seconds};
 use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock;
 use crate::error::InviteError;
@@ -96,8 +101,8 @@ pub(super) const IMPORT_BATCH: usize = 200;
 /// Names of restored fields, the invites that were superseded, and the invite.
 type Saved = (Vec<&'static str>, Vec<Table>, Option<Table>);
 
-/// An invite table, the username of the account that it depends on, and whether it resets that one's password.
-type Validated = (Table, Option<String>, bool);
+/// An invite table, the usernames of the accounts that it depends on, if any, and whether it resets a password.
+type Validated = (Table, Option<Vec<String>>, bool);
 
 /// Invite tables, and what to pass as `after` for more, if there is more.
 type Page = (Vec<Table>, Option<BString>);
@@ -215,12 +220,13 @@ impl Handle {
 		if self.policy.roles.is_empty() {
 			return Ok(None);
 		}
-		if request.get::<String>("type")? == Type::Roster.as_str() {
-			return request.get("username");
-		}
 		let source: Value = request.get("source")?;
 		let source = source.as_string().and_then(|source| source.to_str().ok());
-		Ok(source.and_then(|source| local_user(&source, self.invites.host()).map(str::to_owned)))
+		let made_by = source.and_then(|source| local_user(&source, self.invites.host()).map(Cow::into_owned));
+		if made_by.is_none() && request.get::<String>("type")? == Type::Roster.as_str() {
+			return request.get("username");
+		}
+		Ok(made_by)
 	}
 
 	fn import_bundled(
@@ -289,9 +295,8 @@ impl Handle {
 				Ok(Err(InviteError::TokenInvalid.into()))
 			}
 			Ok((invite, token)) => {
-				let (depends_on, kind) = (invite.depends_on().map(str::to_owned), invite.kind());
 				let table = validated(lua, &invite, &token, purpose, &self.bundled.null)?;
-				Ok(Ok((table, depends_on, kind == Kind::Reset)))
+				Ok(Ok((table, depends_on(&invite), invite.kind() == Kind::Reset)))
 			}
 			Err(error) => Ok(Err(error.into())),
 		}
@@ -332,7 +337,7 @@ impl Handle {
 		match digest(token).and_then(|digest| self.invites.find(&digest)) {
 			Ok(invite) => {
 				let table = lua.create_table()?;
-				set_some(&table, "depends_on", invite.depends_on())?;
+				set_some(&table, "depends_on", depends_on(&invite))?;
 				table.raw_set("is_reset", invite.kind() == Kind::Reset)?;
 				let purpose =
 					if invite.serves(Purpose::Account) { Purpose::Account } else { Purpose::Contact };
@@ -345,9 +350,34 @@ impl Handle {
 		}
 	}
 
-	fn confirm(&self, token: &Value, account: &str) -> Result<bool, Failure> {
-		self.invites.confirm(&digest(token)?, account_state(account)?, clock::now())?;
+	fn confirm(&self, token: &Value, states: HashMap<String, String>) -> Result<bool, Failure> {
+		self.invites.confirm(&digest(token)?, &accounts(states)?, clock::now())?;
 		Ok(true)
+	}
+
+	fn own_claim(&self, attempt: &Table) -> LuaResult<Result<Option<BString>, Failure>> {
+		Ok(self.attempt(attempt)?.and_then(|attempt| {
+			let claim = self.invites.own_claim(attempt, clock::now())?;
+			Ok(claim.map(|nonce| BString::from(nonce.as_bytes().as_slice())))
+		}))
+	}
+
+	fn own_stale_claims(&self, lua: &Lua) -> LuaResult<Result<Vec<Table>, Failure>> {
+		let stale = match self.invites.own_stale_claims(clock::now()) {
+			Ok(stale) => stale,
+			Err(error) => return Ok(Err(error.into())),
+		};
+		let tables = claims(lua, &stale)?;
+		for (claim, table) in stale.iter().zip(&tables) {
+			if claim.purpose == Purpose::Contact {
+				match self.invites.find(&claim.digest) {
+					Ok(invite) => set_some(table, "inviter", invite.username)?,
+					Err(InviteError::TokenInvalid) => (),
+					Err(error) => return Ok(Err(error.into())),
+				}
+			}
+		}
+		Ok(Ok(tables))
 	}
 
 	fn claim(&self, attempt: &Table) -> LuaResult<Result<BString, Failure>> {
@@ -374,14 +404,14 @@ impl Handle {
 		let token: Value = attempt.get("token")?;
 		let purpose: String = attempt.get("purpose")?;
 		let invitee = attempt.get("invitee")?;
-		let depends_on: Option<String> = attempt.get("depends_on")?;
+		let depends_on: Option<HashMap<String, String>> = attempt.get("depends_on")?;
 		let read = || {
 			Ok(Attempt {
 				digest: digest(&token)?,
 				purpose: Purpose::from_stored(&purpose)
 					.ok_or_else(|| Failure::Misuse(format!("{purpose:?} is no purpose")))?,
 				invitee,
-				depends_on: depends_on.as_deref().map(account_state).transpose()?,
+				depends_on: accounts(depends_on.unwrap_or_default())?,
 			})
 		};
 		Ok(read())
@@ -547,6 +577,15 @@ fn nonce(bytes: &BString) -> Result<Nonce, Failure> {
 		.map_err(|_| Failure::Misuse("this is no claim".to_owned()))
 }
 
+fn depends_on(invite: &Invite) -> Option<Vec<String>> {
+	Some(invite.depends_on()).filter(|names| !names.is_empty())
+}
+
+/// The states of accounts by their usernames.
+fn accounts(states: HashMap<String, String>) -> Result<Vec<(String, Account)>, Failure> {
+	states.into_iter().map(|(username, state)| Ok((username, account_state(&state)?))).collect()
+}
+
 fn account_state(word: &str) -> Result<Account, Failure> {
 	Account::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no state of an account")))
 }
@@ -603,9 +642,11 @@ impl UserData for Handle {
 			outcome(this.info(lua, &kinds, &token))
 		});
 		methods.add_method("look", |lua, this, token: Value| outcome(this.look(lua, &token)));
-		methods.add_method("confirm", |_, this, (token, account): (Value, String)| {
-			Ok(Outcome(this.confirm(&token, &account)))
+		methods.add_method("confirm", |_, this, (token, states): (Value, HashMap<String, String>)| {
+			Ok(Outcome(this.confirm(&token, states)))
 		});
+		methods.add_method("own_claim", |_, this, attempt: Table| outcome(this.own_claim(&attempt)));
+		methods.add_method("own_stale_claims", |lua, this, ()| outcome(this.own_stale_claims(lua)));
 		methods.add_method("claim", |_, this, attempt: Table| outcome(this.claim(&attempt)));
 		methods.add_method("redeem_at_once", |lua, this, attempt: Table| {
 			outcome(this.redeem_at_once(lua, &attempt))

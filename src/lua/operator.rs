@@ -269,7 +269,7 @@ impl Handle {
 			if let Some(inviter) = local_user(&source.to_string(), self.invites.host()) {
 				members.push(Member {
 					username: entry.get("username")?,
-					inviter: inviter.to_owned(),
+					inviter: inviter.into_owned(),
 					digest: Digest::of(&token),
 					joined_at: entry.get("joined_at")?,
 				});

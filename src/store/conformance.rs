@@ -1041,5 +1041,7 @@ pub(crate) fn looking_at_a_claim_makes_none(store: &dyn InviteStore) {
 	let view = store.view(&alice, NOW).unwrap();
 	assert_eq!((view.invite.as_ref(), &view.claims, view.is_reserved), (Some(&invite), &vec![], false));
 	store.claim(&bob, None, NOW).unwrap().unwrap();
-	assert_eq!(store.view(&alice, NOW).unwrap().claims, [bob]);
+	assert_eq!(store.view(&alice, NOW).unwrap().claims, std::slice::from_ref(&bob));
+	assert_eq!(store.claims("example.com").unwrap(), [bob]);
+	assert_eq!(store.claims("example.net").unwrap(), []);
 }

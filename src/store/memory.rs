@@ -644,6 +644,11 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		self.read(&claim.host, |content| content.view(claim, now))
 	}
 
+	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError> {
+		let is_of_host = |claim: &&Claim| claim.host == host;
+		self.read(host, |content| content.claims.values().filter(is_of_host).cloned().collect())
+	}
+
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
 		self.read(host, |content| View {
 			claims_on_name: content.claims_on_name(host, username),

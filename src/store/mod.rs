@@ -230,6 +230,12 @@ pub trait InviteStore {
 	/// When the storage fails.
 	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError>;
 
+	/// All claims of the host: the attempts that are under way, a handful.
+	///
+	/// # Errors
+	/// When the storage fails, or what it holds is damaged.
+	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError>;
+
 	/// What [`decide`](crate::redemption::decide) needs to know of a claim, which is not made.
 	///
 	/// # Errors

@@ -362,6 +362,12 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
+	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError> {
+		self.connection.call("looking for attempts under way", async |session| {
+			session.all(CLAIMS, &[&host], read_claim).await
+		})
+	}
+
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
 		self.connection.snapshot("looking a username up", async |session| {
 			let claims = session.all(CLAIMS, &[&host], read_claim).await?;

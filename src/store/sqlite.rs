@@ -223,6 +223,12 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
+	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError> {
+		self.with("looking for attempts under way", |connection| {
+			all(connection, CLAIMS, named_params! { ":host": host }, read_claim)
+		})
+	}
+
 	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
 		self.with("looking a username up", |connection| {
 			let claims = all(connection, CLAIMS, named_params! { ":host": host }, read_claim)?;
@@ -278,7 +284,18 @@ impl InviteStore for SqliteStore {
 		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.change("revoking the invites of an inviter", |connection| {
+		let doing = "revoking the invites of an inviter";
+		// Most users have none, and looking for them needs no lock.
+		if !is_branch {
+			let params = named_params! { ":host": host, ":inviter": inviter };
+			let has_any = |connection: &Connection| {
+				Ok(connection.prepare_cached(OPEN_INVITES_OF_INVITER)?.exists(params)?)
+			};
+			if !self.with(doing, has_any)? {
+				return Ok(Vec::new());
+			}
+		}
+		self.change(doing, |connection| {
 			let inviters = branch(inviter, |inviter| {
 				if is_branch { brought_by(connection, host, inviter) } else { Ok(Vec::new()) }
 			})?;
