@@ -7,6 +7,7 @@
 --   hold      "before" or "after": create_user stops there, before or after the account is made, until release()
 --   held      how many are stopped now
 --   failure   what create_user fails with, after its wait
+--   random    every call waits for up to so many seconds, whatever the others say
 
 local async = require "util.async";
 local new_sasl = require "util.sasl".new;
@@ -29,6 +30,11 @@ end
 local function wait(place)
 	if not async.ready() then return; end
 	local stop, go_on = async.waiter();
+	if switch.random then
+		timer.add_task(math.random() * switch.random, go_on);
+		stop();
+		return;
+	end
 	if switch.hold == place then
 		table.insert(stopped, go_on);
 		switch.held = #stopped;
@@ -48,7 +54,12 @@ function provider.test_password(username, password)
 	return nil, "Auth failed. Invalid username or password.";
 end
 
+local function wait_at_random()
+	if switch.random then wait(); end
+end
+
 function provider.user_exists(username)
+	wait_at_random();
 	if accounts:get(username) then return true; end
 	return nil, "Auth failed. Invalid username";
 end
@@ -71,7 +82,10 @@ function provider.set_password(username, password)
 end
 
 function provider.delete_user(username)
-	return accounts:set(username, nil);
+	wait_at_random();
+	local deleted, err = accounts:set(username, nil);
+	wait_at_random();
+	return deleted, err;
 end
 
 function provider.users()
