@@ -65,6 +65,9 @@ CREATE TABLE redemption (
 	PRIMARY KEY (host, digest, nonce)
 );
 
+-- Whether somebody became a contact by an invite, and gets in again.
+CREATE INDEX redemption_contact ON redemption (host, digest, invitee) WHERE purpose = 'contact';
+
 -- Who invited whom: outlives the invites, which are purged.
 CREATE TABLE lineage (
 	host      TEXT   COLLATE "C" NOT NULL,

@@ -367,7 +367,7 @@ fn a_claim_is_redeemed_once_though_the_commit_was_cut_off() {
 fn an_invite_is_redeemed_at_once_and_once_though_the_commit_was_cut_off() {
 	when_cut_in_the_commit(|cut| {
 		let claim = claim(&cut.open, Purpose::Account, "romeo", NOW);
-		let invite = cut.store.redeem_at_once(&claim, None, NOW).unwrap().unwrap();
+		let invite = cut.store.redeem_at_once(&claim, None, NOW).unwrap().unwrap().unwrap();
 		assert_eq!((invite.uses, &invite), (1, &cut.found(&cut.open)));
 		assert_eq!(cut.direct.redemptions(&claim.host, &claim.digest).unwrap().len(), 1);
 	});

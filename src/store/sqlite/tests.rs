@@ -485,6 +485,7 @@ fn what_is_asked_of_few_invites_is_found_by_an_index_and_not_by_reading_all() {
 		statements::DUE,
 		statements::HISTORY_PART,
 		statements::INVITES_OF_INVITER,
+		statements::IS_KNOWN,
 		statements::NEWEST_OF_INVITER,
 		statements::OPEN_INVITES_OF_INVITER,
 		statements::OPEN_INVITES_OF_USER,
