@@ -127,8 +127,8 @@ function contacts.hook(validate, claim, release, count_refusal)
 		return ret;
 	end);
 
-	-- Between mod_invites_register and mod_presence. A subscription that could not be stored, and did not use the invite, is
-	-- in the inviter's roster all the same, until that is read again.
+	-- Between mod_invites_register and mod_presence. A subscription that could not be stored has not used the invite, and
+	-- is in the inviter's roster all the same, until that is read again.
 	module:hook("presence/bare", function (event)
 		local request = requests[current_thread()];
 		if request and request.stanza == event.stanza and request.attempt and not request.is_used
