@@ -26,11 +26,23 @@ local function current_thread()
 	return coroutine.running() or "main";
 end
 
+-- What else is being handled of the same contact for the same inviter.
+local function others_of(request)
+	local others = {};
+	for _, other in pairs(requests) do
+		if other ~= request and other.username == request.username and other.contact == request.contact then
+			table.insert(others, other);
+		end
+	end
+	return others;
+end
+
 -- The request for which this token is used now, if there is one.
 function contacts.use(token)
 	local request = requests[current_thread()];
 	if not request or request.token ~= token then return nil; end
 	request.is_used = true;
+	for _, other in ipairs(others_of(request)) do other.was_subscribed = true; end
 	return request;
 end
 
@@ -128,11 +140,11 @@ function contacts.hook(validate, claim, release, count_refusal)
 	end);
 
 	-- Between mod_invites_register and mod_presence. A subscription that could not be stored has not used the invite, and
-	-- is in the inviter's roster all the same, until that is read again.
+	-- is in the inviter's roster all the same, until that is read again. One that another request is making is not that.
 	module:hook("presence/bare", function (event)
 		local request = requests[current_thread()];
-		if request and request.stanza == event.stanza and request.attempt and not request.is_used
-		and is_subscribed(request.username, request.contact) then
+		if request and request.stanza == event.stanza and not request.is_used and not request.was_subscribed
+		and not others_of(request)[1] and is_subscribed(request.username, request.contact) then
 			rostermanager.unsubscribed(request.username, module.host, request.contact);
 		end
 	end, 0.5);

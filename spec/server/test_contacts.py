@@ -538,3 +538,23 @@ async def test_contacts_who_come_at_once_are_told_apart(server: Prosody, user: N
         await stream.close()
     assert found == [2, 1, 1, 1, 1, 1]
     assert uses(server, token) == [f"{name}@{HOST}" for name in names]
+
+
+async def test_a_contact_who_asks_twice_at_once_is_one(server: Prosody, user: Names) -> None:
+    inviter, contact = user("juliet"), user("romeo")
+    inviter_jid, contact_jid = f"{inviter}@{HOST}", f"{contact}@{HOST}"
+    token = contact_token(server, inviter, max_uses="unlimited")
+    streams = [await interested(server, contact) for _ in range(3)]
+    switch = 'module:shared("/example.com/storage_spec_fault/switch").seconds = '
+    server.eval(f"{switch} 0.02;")
+    for stream in streams:
+        stream.send_presence(inviter_jid, "subscribe", token)
+    await asyncio.gather(*(stream.roster() for stream in streams))
+    server.eval(f"{switch} 0;")
+    for stream in streams:
+        assert await answers(stream, inviter_jid) == 1
+        assert await stream.roster() == {inviter_jid: RosterItem("both")}
+    for stream in streams:
+        await stream.close()
+    assert item_of(server, inviter, contact_jid) == ("both", False, False)
+    assert uses(server, token) == [contact_jid]
