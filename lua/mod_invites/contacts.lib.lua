@@ -19,7 +19,8 @@ local asks_in_nobodys_name = not rostermanager.is_contact_preapproved; -- new in
 local contacts = {};
 
 -- The requests that are being handled and that were let in, by thread: { stanza, token, username, contact,
--- was_subscribed, attempt, is_used }. There is no attempt for somebody who needs no other use of the invite.
+-- was_subscribed, attempt, is_asked, is_used }. There is no attempt for somebody who needs no other use of the invite;
+-- `is_asked`: it is to be asked for a subscription in turn, here.
 local requests = setmetatable({}, { __mode = "k" });
 
 local function current_thread()
@@ -116,15 +117,19 @@ function contacts.hook(validate, claim, release, count_refusal)
 			return handlers(event_name, event);
 		end
 		local username, contact = request.username, request.contact;
-		local is_asked_here = ask_first(request);
+		request.is_asked = ask_first(request);
 		local thread = current_thread();
 		requests[thread] = request;
 		local ret = handlers(event_name, event);
 		requests[thread] = nil;
 		if request.attempt and not request.is_used then release(request.attempt); end
-		if is_asked_here then
-			if request.is_used then
+		local is_let_in = request.is_used or request.was_subscribed;
+		if request.is_asked then
+			local other = others_of(request)[1];
+			if is_let_in then
 				module:send(st.presence({ type = "subscribe", from = username.."@"..module.host, to = contact }));
+			elseif other then
+				other.is_asked = true;
 			else
 				rostermanager.unsubscribe(username, module.host, contact);
 			end
@@ -132,8 +137,7 @@ function contacts.hook(validate, claim, release, count_refusal)
 		end
 		-- mod_presence asks the roster of whoever is online whether the contact is subscribed. The inviter's says so; if
 		-- only the contact is online, the contact's does not yet, and nobody has answered.
-		if (request.is_used or request.was_subscribed)
-		and not rostermanager.is_contact_subscribed(username, module.host, contact) then
+		if is_let_in and not rostermanager.is_contact_subscribed(username, module.host, contact) then
 			answer(username, contact);
 		end
 		return ret;

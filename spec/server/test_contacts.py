@@ -8,7 +8,7 @@ import base64
 import hashlib
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing
 from typing import Any, Self
 
@@ -108,7 +108,7 @@ def set_item(
 
 
 @asynccontextmanager
-async def failing_roster(server: Prosody, writes: tuple[int, ...]) -> AsyncIterator[None]:
+async def failing_roster(server: Prosody, writes: Iterable[int]) -> AsyncIterator[None]:
     """The writes of rosters with these numbers fail, counted from now."""
     switch = 'module:shared("/example.com/storage_spec_fault/switch")'
     server.eval(
@@ -404,11 +404,13 @@ async def test_a_contact_that_is_not_of_this_server_is_answered_once(
 
 
 @pytest.mark.parametrize("is_online", [False, True], ids=["offline", "online"])
-@pytest.mark.parametrize("writes", [(2,), (3,), (2, 3, 4, 5, 6)], ids=["request", "approval", "all"])
+@pytest.mark.parametrize("what", ["request", "approval", "all"])
 async def test_a_roster_that_cannot_be_written_costs_no_use(
-    server: Prosody, user: Names, is_online: bool, writes: tuple[int, ...]
+    server: Prosody, user: Names, is_online: bool, what: str
 ) -> None:
-    """The first write is that of the contact's own request."""
+    # The first write is that of the contact's own request; on 0.11 the second is that of the inviter's in turn.
+    first = 3 if server.version.startswith("0.11") else 2
+    writes = {"request": [first], "approval": [first + 1], "all": range(first, first + 5)}[what]
     inviter, contact = user("juliet"), user("romeo")
     inviter_jid, contact_jid = f"{inviter}@{HOST}", f"{contact}@{HOST}"
     token = contact_token(server, inviter)
