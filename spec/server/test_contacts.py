@@ -19,6 +19,8 @@ from prosody import CHECKOUT, VERSIONS, Prosody
 
 PASSWORD = "under the balcony"
 HOST, OTHER_HOST, COMPONENT, SECRET = "example.com", "other.example", "gate.example.net", "sesame"
+#: Keeps invites in its own storage.
+OWN_HOST = "own.example"
 
 XEP_0379 = pytest.mark.matrix("XEP-0379, what is ours")
 
@@ -29,7 +31,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Prosody]:
     with Prosody(
         request.param, plugin_paths=(CHECKOUT / "lua",),
         modules=("register_ibr", "presence", "invites", "invites_register"),
-        hosts={HOST: "", OTHER_HOST: f'Component "{COMPONENT}"\ncomponent_secret = "{SECRET}"'},
+        hosts={HOST: "", OWN_HOST: 'invite_storage = "prosody"', OTHER_HOST: f'Component "{COMPONENT}"\ncomponent_secret = "{SECRET}"'},
         config='storage = { roster = "spec_fault" };',
     ) as server:
         server.config += f'\ncomponent_ports = {{ {server.https} }}; component_interfaces = {{ "127.0.0.1" }};'
@@ -56,14 +58,14 @@ def user(server: Prosody, request: pytest.FixtureRequest) -> Names:
     return Names(server, request.node.name)
 
 
-def contact_token(server: Prosody, inviter: str, **wanted: Any) -> str:
+def contact_token(server: Prosody, inviter: str, host: str = HOST, **wanted: Any) -> str:
     return server.eval(
         """
         if args.wanted.max_uses == "unlimited" then args.wanted.max_uses = math.huge; end
         args.wanted.kind, args.wanted.username = "contact", args.inviter;
         return assert(module:depends("invites").create_invite(args.wanted)).token;
         """,
-        inviter=inviter, wanted=wanted,
+        host=host, inviter=inviter, wanted=wanted,
     )
 
 
@@ -560,3 +562,25 @@ async def test_a_contact_who_asks_twice_at_once_is_one(server: Prosody, user: Na
         await stream.close()
     assert item_of(server, inviter, contact_jid) == ("both", False, False)
     assert uses(server, token) == [contact_jid]
+
+
+async def test_where_no_history_is_kept_contacts_are_made_too(server: Prosody, user: Names) -> None:
+    inviter, contact = user("juliet", OWN_HOST), user("romeo", OWN_HOST)
+    inviter_jid, contact_jid = f"{inviter}@{OWN_HOST}", f"{contact}@{OWN_HOST}"
+    tokens = [
+        contact_token(server, inviter, OWN_HOST),
+        contact_token(server, inviter, OWN_HOST, allow_registration=True, max_uses="unlimited"),
+    ]
+    async with await interested(server, contact, OWN_HOST) as romeo:
+        for token in tokens:
+            before = await answers(romeo, inviter_jid)
+            romeo.send_presence(inviter_jid, "subscribe", token)
+            assert await answers(romeo, inviter_jid) == before + 1
+            assert await romeo.roster() == {inviter_jid: RosterItem("both")}
+            assert item_of(server, inviter, contact_jid, OWN_HOST) == ("both", False, False)
+            romeo.send_presence(inviter_jid, "unsubscribe")
+            romeo.send_presence(inviter_jid, "unsubscribed")
+        # The first is spent, the second is not.
+        for token, count in ((tokens[0], 2), (tokens[1], 3)):
+            romeo.send_presence(inviter_jid, "subscribe", token)
+            assert await answers(romeo, inviter_jid) == count
