@@ -28,6 +28,7 @@ build = {
 			["mod_invites.compat"] = "lua/mod_invites/compat.lib.lua",
 			["mod_invites.bundled"] = "lua/mod_invites/bundled.lib.lua",
 			["mod_invites.check"] = "lua/mod_invites/check.lib.lua",
+			["mod_invites.contacts"] = "lua/mod_invites/contacts.lib.lua",
 			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
 			["mod_invites.limits"] = "lua/mod_invites/limits.lib.lua",
 			["mod_invites.lineage"] = "lua/mod_invites/lineage.lib.lua",

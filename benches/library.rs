@@ -131,7 +131,7 @@ fn find_nothing(bencher: Bencher, store: &str) {
 fn claim_and_release(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
 	bencher.bench_local(|| {
-		let nonce = bench.invites.claim(Bench::attempt(bench.digests[0]), None, NOW).unwrap();
+		let nonce = bench.invites.claim(Bench::attempt(bench.digests[0]), None, NOW).unwrap().unwrap();
 		bench.invites.release(&nonce).unwrap()
 	});
 }
@@ -140,7 +140,7 @@ fn claim_and_release(bencher: Bencher, store: &str) {
 fn claim_and_redeem(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
 	bencher.with_inputs(|| bench.created()).bench_local_values(|digest| {
-		let nonce = bench.invites.claim(Bench::attempt(digest), None, NOW).unwrap();
+		let nonce = bench.invites.claim(Bench::attempt(digest), None, NOW).unwrap().unwrap();
 		bench.invites.redeem(&digest, &nonce, None, NOW).unwrap()
 	});
 }

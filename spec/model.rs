@@ -325,7 +325,7 @@ impl Run<'_> {
 					now,
 				);
 				let expected = self.model.claim(replaced.map(|held| held.number), invite, name);
-				if let (Ok(number), Ok(nonce)) = (&expected, &claimed) {
+				if let (Ok(number), Ok(Some(nonce))) = (&expected, &claimed) {
 					self.held[holder] = Some(Held { number: *number, invite, nonce: *nonce });
 					self.nonces.push((*number, invite, *nonce));
 				}

@@ -5,8 +5,10 @@
 //! has a lease; when the process that made it dies, others settle it after that time. The decision whether an
 //! invite may be claimed is [`decide`], and nowhere else; stores make it atomic.
 
+use std::borrow::Cow;
+
 use crate::clock::Timestamp;
-use crate::invite::{Invite, Kind, Type};
+use crate::invite::{Invite, Kind, Type, local_user};
 use crate::lineage::{Birth, birth};
 use crate::token::{Digest, Nonce};
 
@@ -59,11 +61,27 @@ pub struct Claim {
 }
 
 impl Claim {
+	/// The bare JID of who wants to become a contact, if that is what it is for; and the username, where that is a local user.
+	#[must_use]
+	pub fn contact(&self) -> Option<(&str, Option<Cow<'_, str>>)> {
+		let jid = self.invitee.as_deref().filter(|_| self.purpose == Purpose::Contact)?;
+		Some((jid, local_user(jid, &self.host)))
+	}
+
 	/// Whether its owner must be taken for dead.
 	#[must_use]
 	pub const fn is_stale(&self, now: Timestamp) -> bool {
 		now > self.lease_end
 	}
+}
+
+/// How somebody is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+	/// By a claim, which becomes a use.
+	Claim,
+	/// Without another use: the contact is among the invite's redemptions.
+	Known,
 }
 
 /// Why an invite may not be claimed.
@@ -94,6 +112,9 @@ pub struct View {
 	pub claims_on_name: Vec<Claim>,
 	/// Whether [`reserves`] holds for another invite of the host.
 	pub is_reserved: bool,
+	/// Whether the [contact](Claim::contact) is among the invite's redemptions: became a contact by it, or was registered
+	/// with it. Where no history is kept, nobody is.
+	pub is_known: bool,
 }
 
 /// Whether the invite keeps a username for whoever holds its token: registrations by others are refused.
@@ -107,17 +128,21 @@ pub fn reserves(invite: &Invite, username: &str, now: Timestamp) -> bool {
 		&& !invite.is_expired(now)
 }
 
-/// Whether `claim` may be made. Expiry of the invite does not count (XEP-0445 §3: it is checked at preauth alone).
+/// Whether `claim` is to be made. Expiry of the invite does not count (XEP-0445 §3: it is checked when the token is
+/// presented).
 ///
 /// # Errors
-/// Why not.
-pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<(), Refusal> {
+/// Why whoever it is for is not let in.
+pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<Admission, Refusal> {
 	let invite = view.invite.as_ref().ok_or(Refusal::Invalid)?;
 	if invite.revoked_at.is_some() || invite.paused || !invite.serves(claim.purpose) {
 		return Err(Refusal::Invalid);
 	}
 	if !invite.has_uses_left() {
 		return Err(Refusal::Used);
+	}
+	if view.is_known {
+		return Ok(Admission::Known);
 	}
 	if claim.purpose == Purpose::Account
 		&& let (Type::Register, Some(bound), Some(wanted)) =
@@ -141,7 +166,7 @@ pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<(), Refusal>
 	if view.is_reserved && !is_bound {
 		return Err(Refusal::Reserved);
 	}
-	Ok(())
+	Ok(Admission::Claim)
 }
 
 /// Whether a username may be registered without any invite, as far as invites are concerned.
@@ -262,7 +287,7 @@ mod tests {
 	#[test]
 	fn an_open_invite_can_be_claimed_even_after_it_expired() {
 		let expired = Invite { expires: Some(NOW - 1), ..account() };
-		assert_eq!(decide(&view(expired), &wanted("bob"), NOW), Ok(()));
+		assert_eq!(decide(&view(expired), &wanted("bob"), NOW), Ok(Admission::Claim));
 	}
 
 	#[test]
@@ -284,14 +309,45 @@ mod tests {
 		let half = Invite { max_uses: Some(2), uses: 1, ..account() };
 		let claimed = View { claims: vec![wanted("alice")], ..view(half.clone()) };
 		assert_eq!(refusal(&claimed, &wanted("bob")), Refusal::Busy);
-		assert_eq!(decide(&view(half), &wanted("bob"), NOW), Ok(()));
+		assert_eq!(decide(&view(half), &wanted("bob"), NOW), Ok(Admission::Claim));
+	}
+
+	#[test]
+	fn a_known_contact_gets_in_without_another_use_while_the_invite_is_open_and_never_after() {
+		let contacts = |invite: Invite| View { is_known: true, ..view(invite) };
+		let several = Invite { max_uses: Some(2), uses: 1, ..sample("example.com", "t") };
+		let romeo = claim(&several, Purpose::Contact, "romeo@example.net", NOW);
+		assert_eq!(decide(&contacts(several.clone()), &romeo, NOW), Ok(Admission::Known));
+		let claimed = View { claims: vec![wanted("alice")], ..contacts(several.clone()) };
+		assert_eq!(decide(&claimed, &romeo, NOW), Ok(Admission::Known), "nothing is taken from others");
+		for (over, why) in [
+			(Invite { uses: 2, ..several.clone() }, Refusal::Used),
+			(Invite { revoked_at: Some(1), ..several.clone() }, Refusal::Invalid),
+			(Invite { paused: true, ..several }, Refusal::Invalid),
+		] {
+			assert_eq!(refusal(&contacts(over), &romeo), why);
+		}
+	}
+
+	#[test]
+	fn only_who_becomes_a_contact_can_be_known_and_a_local_user_under_both_names() {
+		let invite = sample("example.com", "t");
+		let contact = |purpose, invitee| claim(&invite, purpose, invitee, NOW);
+		let names = |claim: &Claim| {
+			claim.contact().map(|(jid, username)| (jid.to_owned(), username.map(Cow::into_owned)))
+		};
+		let local = ("romeo@example.com".to_owned(), Some("romeo".to_owned()));
+		assert_eq!(names(&contact(Purpose::Contact, "romeo@example.com")), Some(local));
+		let remote = ("romeo@example.net".to_owned(), None);
+		assert_eq!(names(&contact(Purpose::Contact, "romeo@example.net")), Some(remote));
+		assert_eq!(names(&contact(Purpose::Account, "romeo")), None);
 	}
 
 	#[test]
 	fn a_bound_invite_is_for_its_name_alone() {
 		let bound = Invite { username: Some("juliet".to_owned()), ..account() };
 		assert_eq!(refusal(&view(bound.clone()), &wanted("mallory")), Refusal::Bound("juliet".to_owned()));
-		assert_eq!(decide(&view(bound), &wanted("juliet"), NOW), Ok(()));
+		assert_eq!(decide(&view(bound), &wanted("juliet"), NOW), Ok(Admission::Claim));
 	}
 
 	#[test]
@@ -300,7 +356,7 @@ mod tests {
 		assert_eq!(refusal(&reserved, &wanted("juliet")), Refusal::Reserved);
 		let bound =
 			View { invite: Some(Invite { username: Some("juliet".to_owned()), ..account() }), ..reserved };
-		assert_eq!(decide(&bound, &wanted("juliet"), NOW), Ok(()), "imported twice");
+		assert_eq!(decide(&bound, &wanted("juliet"), NOW), Ok(Admission::Claim), "imported twice");
 		let claimed = View { claims_on_name: vec![wanted("juliet")], ..view(account()) };
 		assert_eq!(refusal(&claimed, &wanted("juliet")), Refusal::Busy);
 	}

@@ -11,7 +11,9 @@ use crate::lifecycle::State;
 use crate::lineage::{self, Member, Place};
 use crate::listing::{Filter, Part, Position};
 use crate::policy::{Allowance, decide_creation};
-use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
+use crate::redemption::{
+	Account, Admission, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name,
+};
 use crate::store::{Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, ID_DIGITS, IdPrefix, Nonce, Token};
 use crate::value::Table;
@@ -356,11 +358,13 @@ impl Invites {
 		check(&self.find(&attempt.digest)?, attempt.purpose, now)?;
 		check_accounts(&attempt.depends_on)?;
 		let claim = self.draw_claim(attempt, now)?;
-		Ok(decide(&self.store.view(&claim, now)?, &claim, now)?)
+		decide(&self.store.view(&claim, now)?, &claim, now)?;
+		Ok(())
 	}
 
 	/// Claims an invite for one attempt to redeem it, in the place of the holder's earlier claim. The claim is to be
-	/// redeemed or released; if the store fails, both are for [`Invites::release_left`].
+	/// redeemed or released; if the store fails, both are for [`Invites::release_left`]. None for somebody who is let in
+	/// without another use ([`Admission::Known`]).
 	///
 	/// # Errors
 	/// Why it may not be redeemed, or the store's failure.
@@ -369,22 +373,25 @@ impl Invites {
 		attempt: Attempt,
 		replaced: Option<&Nonce>,
 		now: Timestamp,
-	) -> Result<Nonce, InviteError> {
+	) -> Result<Option<Nonce>, InviteError> {
 		let claim = self.prepare_claim(attempt, now)?;
 		let claimed = self.store.claim(&claim, replaced, now);
 		if claimed.is_err() {
 			// A commit that was reported as failed may be found in the log later.
 			self.left().extend(replaced.copied().into_iter().chain([claim.nonce]));
 		}
-		claimed??;
-		Ok(claim.nonce)
+		Ok(match claimed?? {
+			Admission::Claim => Some(claim.nonce),
+			Admission::Known => None,
+		})
 	}
 
 	fn left(&self) -> MutexGuard<'_, Vec<Nonce>> {
 		self.left.lock().unwrap_or_else(PoisonError::into_inner)
 	}
 
-	/// Claims and redeems in one step, for a caller that has done already what the invite is for.
+	/// Claims and redeems in one step, for a caller that has done already what the invite is for. None for somebody who is
+	/// let in without another use.
 	///
 	/// # Errors
 	/// Why it may not be redeemed, or the store's failure.
@@ -393,7 +400,7 @@ impl Invites {
 		attempt: Attempt,
 		source: Option<&str>,
 		now: Timestamp,
-	) -> Result<Invite, InviteError> {
+	) -> Result<Option<Invite>, InviteError> {
 		let claim = self.prepare_claim(attempt, now)?;
 		Ok(self.store.redeem_at_once(&claim, source, now)??)
 	}
@@ -780,7 +787,7 @@ mod tests {
 		let token = saved(&invites, account());
 		let presented = token.reveal().as_bytes();
 		assert!(invites.get(presented, Purpose::Account, NOW).is_ok());
-		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 		assert!(invites.get(presented, Purpose::Account, NOW).is_ok(), "a claim may yet be released");
 		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-busy");
 		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
@@ -793,7 +800,7 @@ mod tests {
 	fn a_released_token_is_good_again() {
 		let invites = invites();
 		let token = saved(&invites, account());
-		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 		assert!(invites.release(&nonce).unwrap());
 		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
 		assert_eq!(condition(invites.redeem(&token.digest(), &nonce, None, NOW)), "claim-lost");
@@ -815,7 +822,7 @@ mod tests {
 	fn a_revoked_token_is_neither_good_nor_redeemable_but_a_claim_on_it_stands() {
 		let invites = invites();
 		let (token, claimed) = (saved(&invites, account()), saved(&invites, account()));
-		let nonce = invites.claim(attempt(&claimed, "bob"), None, NOW).unwrap();
+		let nonce = invites.claim(attempt(&claimed, "bob"), None, NOW).unwrap().unwrap();
 		for token in [&token, &claimed] {
 			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_some());
 			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_none());
@@ -842,11 +849,34 @@ mod tests {
 		assert_eq!(condition(cannot_tell), "account-unknown");
 		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None, "nothing is proved");
 		assert_eq!(condition(invites.claim(with(Account::Disabled), None, NOW)), "token-invalid");
-		let nonce = invites.claim(with(Account::Unknown), None, NOW).unwrap();
+		let nonce = invites.claim(with(Account::Unknown), None, NOW).unwrap().unwrap();
 		invites.release(&nonce).unwrap();
 		assert_eq!(condition(invites.claim(with(Account::Missing), None, NOW)), "token-invalid");
 		assert_eq!(condition(invites.claim(with(Account::Active), None, NOW)), "token-invalid");
 		assert!(invites.find(&token.digest()).unwrap().revoked_at.is_some());
+	}
+
+	#[test]
+	fn a_contact_who_is_known_gets_in_again_without_a_claim_and_a_dry_run_says_so() {
+		let invites = invites();
+		let several = Request {
+			invite_type: Type::Roster,
+			username: Some("juliet".to_owned()),
+			max_uses: Some(2),
+			..account()
+		};
+		let token = saved(&invites, several);
+		let contact = |jid: &str| Attempt { purpose: Purpose::Contact, ..attempt(&token, jid) };
+		let (romeo, tybalt) = (contact("romeo@example.net"), contact("tybalt@example.net"));
+		assert!(invites.redeem_at_once(romeo.clone(), None, NOW).unwrap().is_some());
+		assert_eq!(invites.claim(romeo.clone(), None, NOW).unwrap(), None);
+		assert!(invites.redeem_at_once(romeo.clone(), None, NOW).unwrap().is_none());
+		let nonce = invites.claim(tybalt.clone(), None, NOW).unwrap().unwrap();
+		assert!(invites.why(romeo.clone(), NOW).is_ok(), "he takes nothing away from others");
+		assert_eq!(condition(invites.why(contact("paris@example.net"), NOW)), "token-busy");
+		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		assert_eq!(condition(invites.claim(romeo.clone(), None, NOW)), "token-used");
+		assert_eq!(condition(invites.why(romeo, NOW)), "token-invalid");
 	}
 
 	#[test]
@@ -870,7 +900,7 @@ mod tests {
 			let again = invites.claim(attempt(&token, "eve"), None, later);
 			assert_eq!(again.as_ref().map(drop).map_err(InviteError::condition), then, "{outcome:?}");
 			if let Ok(nonce) = again {
-				invites.release(&nonce).unwrap();
+				invites.release(&nonce.unwrap()).unwrap();
 			}
 		}
 	}
@@ -958,7 +988,7 @@ mod tests {
 				"token-invalid"
 			);
 			assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
-			let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+			let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 			assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
 			assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
 		}
@@ -993,7 +1023,7 @@ mod tests {
 			Attempt { depends_on: vec![("juliet".to_owned(), Account::Missing)], ..attempt(&token, "bob") };
 		assert_eq!(condition(invites.why(gone, NOW)), "token-invalid");
 		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None);
-		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap();
+		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap().unwrap();
 		assert_eq!(condition(why("bob", NOW)), "token-busy");
 		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
 		assert_eq!(condition(why("bob", NOW)), "token-invalid");

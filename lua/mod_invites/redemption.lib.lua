@@ -6,9 +6,8 @@
 -- Whether an invite may be claimed is decided in the library.
 
 local compat = module.compat;
+local contacts = module:require("contacts");
 
-local jid_bare = compat.lib("util.jid").bare;
-local jid_split = compat.lib("util.jid").split;
 local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
 local rostermanager = compat.lib("core.rostermanager");
 local st = compat.lib("util.stanza");
@@ -235,7 +234,8 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 	end
 
-	-- Claims an invite for somebody: the attempt, or nil and why not.
+	-- Claims an invite for somebody: the attempt, or nil and why not. False for a contact who is among its redemptions and
+	-- is let in without another use. `inviter` is whose contact somebody is to become.
 	local function claim(token, purpose, invitee, depends_on, inviter, invite, holder)
 		local states = depends_on and compat.account_states(depends_on); -- may wait
 		local runner, thread = compat.current_runner();
@@ -248,6 +248,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		if replaced then attempt.replaced = replaced.nonce; end
 		local nonce, condition = settled(depends_on, inviter, handle.claim, attempt);
 		if replaced then forget(replaced); end
+		if nonce == false then return false; end
 		if not nonce then
 			if condition == "internal-server-error" then
 				is_any_left, looks_since_failure = true, 0;
@@ -350,6 +351,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		local about, condition, text = handle:look(token);
 		if not about then return nil, condition, text; end
 		local name = about.purpose == "account" and (username or about.bound) or nil;
+		local contact = about.purpose == "contact" and username and username.."@"..module.host or nil;
 		local against = name and account_refusal(about, compat.account_state(name));
 		if against == "conflict" then
 			return nil, against, "There is an account with this username already";
@@ -359,7 +361,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		return handle:why({
 			token = token;
 			purpose = about.purpose;
-			invitee = name;
+			invitee = name or contact;
 			depends_on = about.depends_on and compat.account_states(about.depends_on);
 		});
 	end
@@ -442,9 +444,9 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		wanted.depends_on = about.depends_on and compat.account_states(about.depends_on);
 		local inviter = purpose == "contact" and invite.username or nil;
 		local summary, why = settled(about.depends_on, inviter, handle.redeem_at_once, wanted);
-		if not summary then return nil, why; end
+		if summary == nil then return nil, why; end
 		redeemed[invite] = true;
-		fire("invite-used", summary, { purpose = purpose, invitee = invitee, source = source });
+		if summary then fire("invite-used", summary, { purpose = purpose, invitee = invitee, source = source }); end
 		return true;
 	end
 
@@ -526,48 +528,19 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 	end, 10);
 
-	--- becoming a contact (XEP-0379)
-
-	-- Takes the token off, so that the subscription goes the ordinary way.
-	local function strip_preauth(stanza)
-		stanza:maptags(function (tag)
-			if tag.name == "preauth" and tag.attr.xmlns == xmlns_preauth then return nil; end
-			return tag;
-		end);
-	end
-
-	local function claim_contact(stanza, token)
-		local contact = jid_bare(stanza.attr.from);
-		local username = stanza.attr.to and jid_split(stanza.attr.to);
-		if not token or not username or jid_bare(stanza.attr.to) == contact then return nil; end
-		local invite, condition = validate(token, username);
-		local attempt;
-		if invite then
-			attempt, condition = claim(token, "contact", contact, abouts[invite].depends_on, username);
-		end
-		if not attempt then count_refusal(condition); end
-		return attempt;
-	end
-
-	module:wrap_event("presence/bare", function (handlers, event_name, event)
-		local stanza = event.stanza;
-		local preauth = stanza.attr.type == "subscribe" and stanza:get_child("preauth", xmlns_preauth);
-		if not preauth then return handlers(event_name, event); end
-		local attempt = claim_contact(stanza, preauth.attr.token);
-		if not attempt then strip_preauth(stanza); end
-		local ret = handlers(event_name, event);
-		-- mod_invites_register has called :use() if it made the subscription.
-		if attempt and attempts[attempt.nonce] and not attempt.is_to_redeem then release(attempt); end
-		return ret;
-	end);
+	contacts.hook(validate, function (invite, contact, username)
+		return claim(invite.token, "contact", contact, abouts[invite].depends_on, username);
+	end, release, count_refusal);
 
 	--- :use() of a validated invite
 
 	function redemption.use(invite)
 		if redeemed[invite] then return true; end
 		local is_contact = invite.type == "roster" and not invite.inviter;
+		local request = is_contact and contacts.use(invite.token);
+		if request and not request.attempt then return true; end
 		for _, attempt in pairs(attempts) do
-			if attempt.token == invite.token and (attempt.invite == invite or is_contact and attempt.purpose == "contact") then
+			if attempt.token == invite.token and (attempt.invite == invite or request and request.attempt == attempt) then
 				local is_redeemed = redeem(attempt, attempt.purpose == "contact" and "presence" or nil);
 				if is_redeemed == false then return nil, "token-used"; end
 				redeemed[invite] = true;

@@ -16,10 +16,10 @@
 //! | `info(kinds, token)` | invite table |
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
 //! | `confirm(token, states)` | `true`; `states` are those of the accounts that it depends on, by username |
-//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim; `depends_on` are states as above, `replaced` a nonce, other fields are ignored |
+//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim, or `false` for a contact who is let in without another use; `depends_on` are states as above, `replaced` a nonce, other fields are ignored |
 //! | `own_claim { token, purpose, invitee }` | nonce of the claim that this process has made for such an attempt, or `nil` |
 //! | `own_stale_claims()` | list of claims of this process whose lease is over, as `settle` takes them; `inviter` is whose contact somebody was to become |
-//! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary |
+//! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary, or `false` as above |
 //! | `redeem(token, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
 //! | `release_left()` | `true` when no claim is left that was made or to be released by a call that failed |
@@ -380,23 +380,29 @@ impl Handle {
 		Ok(Ok(tables))
 	}
 
-	fn claim(&self, attempt: &Table) -> LuaResult<Result<BString, Failure>> {
+	fn claim(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Value, Failure>> {
 		let replaced: Option<BString> = attempt.get("replaced")?;
 		let result = self.attempt(attempt)?.and_then(|attempt| {
 			let replaced = replaced.as_ref().map(nonce).transpose()?;
 			Ok(self.invites.claim(attempt, replaced.as_ref(), clock::now())?)
 		});
-		Ok(result.map(|nonce| BString::from(nonce.as_bytes().as_slice())))
+		Ok(match result {
+			Ok(Some(nonce)) => Ok(Value::String(lua.create_string(nonce.as_bytes())?)),
+			Ok(None) => Ok(Value::Boolean(false)),
+			Err(failure) => Err(failure),
+		})
 	}
 
-	fn redeem_at_once(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Table, Failure>> {
+	fn redeem_at_once(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Value, Failure>> {
 		let source: Option<String> = attempt.get("source")?;
 		let result = self
 			.attempt(attempt)?
 			.and_then(|attempt| Ok(self.invites.redeem_at_once(attempt, source.as_deref(), clock::now())?));
-		result
-			.map(|invite| summary(lua, &invite, &self.bundled.null))
-			.map_or_else(|failure| Ok(Err(failure)), |table| table.map(Ok))
+		Ok(match result {
+			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
+			Ok(None) => Ok(Value::Boolean(false)),
+			Err(failure) => Err(failure),
+		})
 	}
 
 	#[expect(clippy::unused_self, reason = "reads like its neighbours")]
@@ -647,7 +653,7 @@ impl UserData for Handle {
 		});
 		methods.add_method("own_claim", |_, this, attempt: Table| outcome(this.own_claim(&attempt)));
 		methods.add_method("own_stale_claims", |lua, this, ()| outcome(this.own_stale_claims(lua)));
-		methods.add_method("claim", |_, this, attempt: Table| outcome(this.claim(&attempt)));
+		methods.add_method("claim", |lua, this, attempt: Table| outcome(this.claim(lua, &attempt)));
 		methods.add_method("redeem_at_once", |lua, this, attempt: Table| {
 			outcome(this.redeem_at_once(lua, &attempt))
 		});

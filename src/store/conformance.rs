@@ -16,7 +16,7 @@ use crate::invite::{Invite, Type};
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
-use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
+use crate::redemption::{Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Table, Value};
 
@@ -39,6 +39,8 @@ macro_rules! promises {
 			a_claim_is_redeemed_even_if_the_invite_was_revoked_since,
 			a_released_claim_is_free_again_and_lost_to_its_owner,
 			a_replaced_claim_makes_room_for_its_successor,
+			a_contact_gets_in_again_without_another_use_as_long_as_the_invite_is_open,
+			who_was_registered_with_an_invite_is_known_to_it_as_a_contact,
 			a_renewed_claim_is_not_stale,
 			a_stale_claim_is_told_and_its_release_spares_a_renewed_one,
 			an_unknown_token_is_neither_redeemed_nor_revoked,
@@ -557,6 +559,67 @@ pub(crate) fn a_replaced_claim_makes_room_for_its_successor(store: &dyn InviteSt
 	let redeem = |claim: &Claim| store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
 	assert_eq!(redeem(&first), Redeemed::Lost);
 	assert!(matches!(redeem(&second), Redeemed::Now(_)));
+}
+
+pub(crate) fn a_contact_gets_in_again_without_another_use_as_long_as_the_invite_is_open(
+	store: &dyn InviteStore,
+) {
+	if !store.carries().history {
+		return;
+	}
+	let invite = Invite { max_uses: Some(2), ..sample("example.com", "several") };
+	let other = Invite { max_uses: None, ..sample("example.com", "other") };
+	let elsewhere = Invite { host: "example.net".to_owned(), ..invite.clone() };
+	for invite in [&invite, &other, &elsewhere] {
+		store.create(invite).unwrap();
+	}
+	let contact = |invite: &Invite, jid: &str| claim(invite, Purpose::Contact, jid, NOW);
+	let [romeo, tybalt, paris] = ["romeo@example.net", "tybalt@example.net", "paris@example.net"];
+	let ask = |claim: &Claim| store.claim(claim, None, NOW).unwrap();
+	let first = contact(&invite, romeo);
+	assert_eq!(ask(&first), Ok(Admission::Claim));
+	assert!(!store.view(&contact(&invite, romeo), NOW).unwrap().is_known, "a claim is no redemption yet");
+	store.redeem(&invite.host, &invite.digest, &first.nonce, None, NOW).unwrap();
+
+	let before = store.find(&invite.host, &invite.digest).unwrap();
+	let again = contact(&invite, romeo);
+	assert_eq!(ask(&again), Ok(Admission::Known));
+	assert!(!store.release(&invite.host, &again.nonce, None).unwrap(), "there is no claim");
+	assert_eq!(store.redeem_at_once(&again, None, NOW).unwrap(), Ok(None));
+	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), before);
+	assert_eq!(store.redemptions(&invite.host, &invite.digest).unwrap().len(), 1);
+	for stranger in [contact(&invite, tybalt), contact(&other, romeo), contact(&elsewhere, romeo)] {
+		assert!(!store.view(&stranger, NOW).unwrap().is_known);
+	}
+	assert!(!store.view(&claim(&invite, Purpose::Account, romeo, NOW), NOW).unwrap().is_known);
+
+	let last = contact(&invite, tybalt);
+	assert_eq!(ask(&last), Ok(Admission::Claim));
+	assert_eq!(ask(&contact(&invite, paris)), Err(Refusal::Busy));
+	assert_eq!(ask(&contact(&invite, romeo)), Ok(Admission::Known), "nothing is taken from who claims");
+	store.redeem(&invite.host, &invite.digest, &last.nonce, None, NOW).unwrap();
+	for somebody in [romeo, tybalt, paris] {
+		assert_eq!(ask(&contact(&invite, somebody)), Err(Refusal::Used));
+	}
+}
+
+pub(crate) fn who_was_registered_with_an_invite_is_known_to_it_as_a_contact(store: &dyn InviteStore) {
+	if !store.carries().history {
+		return;
+	}
+	let several = |token| Invite { max_uses: Some(3), ..sample("example.com", token) };
+	let (invite, other) = (several("several"), several("other"));
+	register(store, &invite, "romeo", NOW);
+	store.create(&other).unwrap();
+	let is_known = |invite: &Invite, jid: &str| {
+		store.view(&claim(invite, Purpose::Contact, jid, NOW), NOW).unwrap().is_known
+	};
+	assert!(is_known(&invite, "romeo@example.com"));
+	assert!(!is_known(&invite, "romeo@example.net") && !is_known(&other, "romeo@example.com"));
+	// The account is another's now.
+	let later = claim(&other, Purpose::Account, "romeo", NOW + 1);
+	store.redeem_at_once(&later, None, NOW + 1).unwrap().unwrap();
+	assert!(!is_known(&invite, "romeo@example.com") && is_known(&other, "romeo@example.com"));
 }
 
 pub(crate) fn a_renewed_claim_is_not_stale(store: &dyn InviteStore) {

@@ -15,7 +15,7 @@ use crate::lineage::{Birth, Member, birth, branch};
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{
-	Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
+	Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
 };
 use crate::token::{Digest, Nonce};
 use crate::value::Table;
@@ -143,6 +143,13 @@ impl<B: Backing> MemoryStore<B> {
 
 	fn read<T>(&self, host: &str, look: impl FnOnce(&Content) -> T) -> Result<T, StoreError> {
 		Ok(look(&*self.loaded(host)?))
+	}
+
+	/// What the content says of a claim.
+	fn view_in(&self, content: &Content, claim: &Claim, now: Timestamp) -> View {
+		// Without history the last uses are there for a while all the same.
+		let is_known = self.carries().history && content.is_known(claim);
+		View { is_known, ..content.view(claim, now) }
 	}
 
 	/// Does all of `work` or nothing.
@@ -386,7 +393,23 @@ impl Content {
 				self.of_host(&claim.host)
 					.any(|other| other.digest != claim.digest && reserves(other, name, now))
 			}),
+			..View::default()
 		}
+	}
+
+	/// Whether the contact of a claim is among the redemptions of its invite.
+	fn is_known(&self, claim: &Claim) -> bool {
+		let Some((jid, username)) = claim.contact() else { return false };
+		let is_by_contact = |(host, digest, redemption): &(String, Digest, Redemption)| {
+			*host == claim.host
+				&& *digest == claim.digest
+				&& redemption.purpose == Purpose::Contact
+				&& redemption.invitee.as_deref() == Some(jid)
+		};
+		let account =
+			username.and_then(|username| self.lineage.get(&(claim.host.clone(), username.into_owned())));
+		account.is_some_and(|member| member.digest == claim.digest)
+			|| self.redemptions.iter().any(is_by_contact)
 	}
 
 	/// Counts the use that a claim has become.
@@ -577,13 +600,13 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		claim: &Claim,
 		replaced: Option<&Nonce>,
 		now: Timestamp,
-	) -> Result<Result<(), Refusal>, StoreError> {
+	) -> Result<Result<Admission, Refusal>, StoreError> {
 		self.change(&claim.host, |content| {
 			if let Some(replaced) = replaced {
 				content.remove_claim(&claim.host, replaced);
 			}
-			let decision = decide(&content.view(claim, now), claim, now);
-			if decision.is_ok() {
+			let decision = decide(&self.view_in(content, claim, now), claim, now);
+			if decision == Ok(Admission::Claim) {
 				content.put_claim(claim.clone());
 			}
 			Ok(decision)
@@ -615,10 +638,13 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		claim: &Claim,
 		source: Option<&str>,
 		now: Timestamp,
-	) -> Result<Result<Invite, Refusal>, StoreError> {
+	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
 		self.change(&claim.host, |content| {
-			Ok(decide(&content.view(claim, now), claim, now)
-				.and_then(|()| content.count(claim, source, now).ok_or(Refusal::Invalid)))
+			Ok(match decide(&self.view_in(content, claim, now), claim, now) {
+				Ok(Admission::Claim) => content.count(claim, source, now).ok_or(Refusal::Invalid).map(Some),
+				Ok(Admission::Known) => Ok(None),
+				Err(refusal) => Err(refusal),
+			})
 		})
 	}
 
@@ -641,7 +667,7 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 	}
 
 	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
-		self.read(&claim.host, |content| content.view(claim, now))
+		self.read(&claim.host, |content| self.view_in(content, claim, now))
 	}
 
 	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError> {

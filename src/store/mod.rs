@@ -21,7 +21,7 @@ use crate::invite::Invite;
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage};
-use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View};
+use crate::redemption::{Admission, Claim, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce};
 
 /// Why an invite is revoked that another one [`supersedes`](crate::redemption::supersedes).
@@ -181,8 +181,8 @@ pub trait InviteStore {
 	/// When the storage fails, or what it holds is damaged.
 	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError>;
 
-	/// Makes the claim if [`decide`](crate::redemption::decide) lets it. The holder's earlier claim on the same invite is
-	/// released first, whatever the decision.
+	/// Makes the claim if [`decide`](crate::redemption::decide) asks for it, and returns what it decided. The holder's earlier
+	/// claim on the same invite is released first, whatever the decision.
 	///
 	/// # Errors
 	/// The inner one is the decision's; the outer one is the storage's.
@@ -191,7 +191,7 @@ pub trait InviteStore {
 		claim: &Claim,
 		replaced: Option<&Nonce>,
 		now: Timestamp,
-	) -> Result<Result<(), Refusal>, StoreError>;
+	) -> Result<Result<Admission, Refusal>, StoreError>;
 
 	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in. What the use means
 	/// for [lineage](crate::lineage::birth) is kept with it.
@@ -207,7 +207,7 @@ pub trait InviteStore {
 		now: Timestamp,
 	) -> Result<Redeemed, StoreError>;
 
-	/// Claims and redeems in one step.
+	/// Claims and redeems in one step. The invite as it stands after the use; none where [`Admission::Known`] needs none.
 	///
 	/// # Errors
 	/// As of [`InviteStore::claim`].
@@ -216,7 +216,7 @@ pub trait InviteStore {
 		claim: &Claim,
 		source: Option<&str>,
 		now: Timestamp,
-	) -> Result<Result<Invite, Refusal>, StoreError>;
+	) -> Result<Result<Option<Invite>, Refusal>, StoreError>;
 
 	/// Drops a claim, if it is still one; `only_stale` spares one that was renewed meanwhile.
 	///

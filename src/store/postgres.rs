@@ -54,7 +54,7 @@ use crate::invite::Invite;
 use crate::lineage::{Birth, Branch, Member};
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage};
-use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View, supersedes};
+use crate::redemption::{Admission, Claim, Redeemed, Redemption, Refusal, View, supersedes};
 use crate::token::{Digest, Nonce};
 
 /// The stores that [`PostgresStore::shared`] has handed out, by connection string.
@@ -260,19 +260,19 @@ impl InviteStore for PostgresStore {
 		claim: &Claim,
 		replaced: Option<&Nonce>,
 		now: Timestamp,
-	) -> Result<Result<(), Refusal>, StoreError> {
+	) -> Result<Result<Admission, Refusal>, StoreError> {
 		let mut released = self.forsaken_nonces(&claim.host, now);
 		released.extend(replaced);
 		let nonce = &claim.nonce.as_bytes()[..];
 		let claimed = self.connection.change(
 			"claiming an invite",
-			async |session, lost: Option<&Result<(), Refusal>>| {
+			async |session, lost: Option<&Result<Admission, Refusal>>| {
 				let decision = session.decide(claim, &released, now).await?;
-				let was_made = lost.is_some_and(Result::is_ok);
+				let was_made = lost.is_some_and(|decision| *decision == Ok(Admission::Claim));
 				if was_made && session.is_there(IS_CLAIMED, &[&claim.host, &nonce]).await? {
-					return Ok(Ok(()));
+					return Ok(Ok(Admission::Claim));
 				}
-				if decision.is_ok() {
+				if decision == Ok(Admission::Claim) {
 					let params: Params<'_> = &[
 						&claim.host,
 						&nonce,
@@ -322,19 +322,22 @@ impl InviteStore for PostgresStore {
 		claim: &Claim,
 		source: Option<&str>,
 		now: Timestamp,
-	) -> Result<Result<Invite, Refusal>, StoreError> {
+	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
 		let released = self.forsaken_nonces(&claim.host, now);
 		self.connection.change(
 			"redeeming an invite",
-			async |session, lost: Option<&Result<Invite, Refusal>>| {
+			async |session, lost: Option<&Result<Option<Invite>, Refusal>>| {
 				let decision = session.decide(claim, &released, now).await?;
-				if let Some(Ok(invite)) = lost
+				if let Some(Ok(Some(invite))) = lost
 					&& session.is_redeemed(&claim.host, &claim.digest, &claim.nonce).await?
 				{
-					return Ok(Ok(invite.clone()));
+					return Ok(Ok(Some(invite.clone())));
 				}
 				match decision {
-					Ok(()) => Ok(session.count(claim, source, now).await?.ok_or(Refusal::Invalid)),
+					Ok(Admission::Claim) => {
+						Ok(session.count(claim, source, now).await?.ok_or(Refusal::Invalid).map(Some))
+					}
+					Ok(Admission::Known) => Ok(Ok(None)),
 					Err(refusal) => Ok(Err(refusal)),
 				}
 			},

@@ -34,7 +34,7 @@ use crate::invite::Invite;
 use crate::lineage::{Birth, Member, branch};
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
-use crate::redemption::{Claim, Redeemed, Redemption, Refusal, View, decide, supersedes};
+use crate::redemption::{Admission, Claim, Redeemed, Redemption, Refusal, View, decide, supersedes};
 use crate::token::{Digest, Nonce};
 
 impl InviteStore for SqliteStore {
@@ -147,13 +147,13 @@ impl InviteStore for SqliteStore {
 		claim: &Claim,
 		replaced: Option<&Nonce>,
 		now: Timestamp,
-	) -> Result<Result<(), Refusal>, StoreError> {
+	) -> Result<Result<Admission, Refusal>, StoreError> {
 		self.change("claiming an invite", |connection| {
 			if let Some(replaced) = replaced {
 				release(connection, &claim.host, replaced, None)?;
 			}
 			let decision = decide(&view(connection, claim, now)?, claim, now);
-			if decision.is_ok() {
+			if decision == Ok(Admission::Claim) {
 				connection.prepare_cached(CLAIM)?.execute(named_params! {
 					":host": claim.host,
 					":nonce": claim.nonce.as_bytes(),
@@ -193,10 +193,13 @@ impl InviteStore for SqliteStore {
 		claim: &Claim,
 		source: Option<&str>,
 		now: Timestamp,
-	) -> Result<Result<Invite, Refusal>, StoreError> {
+	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
 		self.change("redeeming an invite", |connection| {
 			match decide(&view(connection, claim, now)?, claim, now) {
-				Ok(()) => Ok(count(connection, claim, source, now)?.ok_or(Refusal::Invalid)),
+				Ok(Admission::Claim) => {
+					Ok(count(connection, claim, source, now)?.ok_or(Refusal::Invalid).map(Some))
+				}
+				Ok(Admission::Known) => Ok(Ok(None)),
 				Err(refusal) => Ok(Err(refusal)),
 			}
 		})

@@ -29,7 +29,7 @@ use crate::clock::Stopwatch;
 use crate::store::StoreError;
 
 /// Every schema there was; the newest version in the table `migration` says how many of them the database has seen.
-pub(super) const MIGRATIONS: [&str; 1] = [include_str!("1_invites.sql")];
+pub(super) const MIGRATIONS: [&str; 2] = [include_str!("1_invites.sql"), include_str!("2_contacts.sql")];
 
 const SESSION: &str = include_str!("session.sql");
 

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::lineage::{Birth, Member, birth};
 use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
-use crate::redemption::{Claim, Purpose, Redemption, Refusal, View, decide, reserves, supersedes};
+use crate::redemption::{Admission, Claim, Purpose, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::store::{SUPERSEDED, StoreError};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::Table;
@@ -120,6 +120,10 @@ pub(super) const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce
 	VALUES ($1, $2, $3, $4, $5, $6, $7)";
 
 pub(super) const IS_REDEEMED: &str = "SELECT FROM redemption WHERE host = $1 AND digest = $2 AND nonce = $3";
+
+/// Whether somebody became a contact by an invite, or is a local user who was registered with it.
+pub(super) const IS_KNOWN: &str = "SELECT FROM redemption WHERE host = $1 AND digest = $2 AND purpose = 'contact' AND invitee = $3 \
+	UNION ALL SELECT FROM lineage WHERE host = $1 AND username = $4 AND digest = $2";
 
 pub(super) const REDEMPTIONS: &str =
 	"SELECT * FROM redemption WHERE host = $1 AND digest = ANY($2) ORDER BY used_at, nonce";
@@ -386,8 +390,15 @@ impl Session {
 			Some(name) => self.view_name(&claim.host, name, Some(&claim.digest), &claims, now).await?,
 			None => View::default(),
 		};
+		let is_known = match claim.contact() {
+			Some((jid, username)) => {
+				let digest = &claim.digest.as_bytes()[..];
+				self.is_there(IS_KNOWN, &[&claim.host, &digest, &jid, &username.as_deref()]).await?
+			}
+			None => false,
+		};
 		let claims = claims.into_iter().filter(|other| other.digest == claim.digest).collect();
-		Ok(View { invite, claims, ..of_name })
+		Ok(View { invite, claims, is_known, ..of_name })
 	}
 
 	/// Locks what a claim is about, releases claims of the same holder, or of nobody, and decides.
@@ -396,7 +407,7 @@ impl Session {
 		claim: &Claim,
 		released: &[Nonce],
 		now: Timestamp,
-	) -> Result<Result<(), Refusal>, Trouble> {
+	) -> Result<Result<Admission, Refusal>, Trouble> {
 		if let Some(name) = username(claim) {
 			self.lock_name(&claim.host, name).await?;
 		}

@@ -16,8 +16,11 @@ use super::checkpoint::Checkpointer;
 use crate::store::StoreError;
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
-pub(super) const MIGRATIONS: [&str; 2] =
-	[include_str!("1_invites.sql"), concat!(include_str!("2_history.sql"), include_str!("2_inviters.sql"))];
+pub(super) const MIGRATIONS: [&str; 3] = [
+	include_str!("1_invites.sql"),
+	concat!(include_str!("2_history.sql"), include_str!("2_inviters.sql")),
+	include_str!("3_contacts.sql"),
+];
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("connection.sql");

@@ -109,6 +109,11 @@ pub const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpo
 pub(super) const IS_REDEEMED: &str =
 	"SELECT 1 FROM redemption WHERE host = :host AND digest = :digest AND nonce = :nonce";
 
+/// Whether somebody became a contact by an invite, or is a local user who was registered with it.
+pub(super) const IS_KNOWN: &str = "SELECT 1 FROM redemption WHERE host = :host AND digest = :digest AND purpose = 'contact' \
+	AND invitee = :jid \
+	UNION ALL SELECT 1 FROM lineage WHERE host = :host AND username = :username AND digest = :digest";
+
 pub(super) const REDEMPTIONS: &str =
 	"SELECT * FROM redemption WHERE host = :host AND digest = :digest ORDER BY used_at, nonce";
 
@@ -360,9 +365,19 @@ pub(super) fn view(connection: &Connection, claim: &Claim, now: Timestamp) -> Re
 		}
 		_ => View::default(),
 	};
+	let is_known = match claim.contact() {
+		Some((jid, username)) => connection.prepare_cached(IS_KNOWN)?.exists(named_params! {
+			":host": claim.host,
+			":digest": claim.digest.as_bytes(),
+			":jid": jid,
+			":username": username.as_deref(),
+		})?,
+		None => false,
+	};
 	Ok(View {
 		invite: find(connection, &claim.host, &claim.digest)?,
 		claims: claims.into_iter().filter(|other| other.digest == claim.digest).collect(),
+		is_known,
 		..of_name
 	})
 }

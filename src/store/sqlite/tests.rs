@@ -333,7 +333,10 @@ fn what_is_no_good_backup_is_told_and_changes_nothing() {
 }
 
 /// A database of every schema that was released, as the version with that schema wrote it.
-const RELEASED: [&str; 1] = [include_str!("../../../spec/fixtures/schema-1.sql")];
+const RELEASED: [&str; 2] = [
+	include_str!("../../../spec/fixtures/schema-1.sql"),
+	include_str!("../../../spec/fixtures/schema-2.sql"),
+];
 
 /// What is in each of them.
 fn expected_of_released() -> Vec<Record> {
@@ -485,6 +488,7 @@ fn what_is_asked_of_few_invites_is_found_by_an_index_and_not_by_reading_all() {
 		statements::DUE,
 		statements::HISTORY_PART,
 		statements::INVITES_OF_INVITER,
+		statements::IS_KNOWN,
 		statements::NEWEST_OF_INVITER,
 		statements::OPEN_INVITES_OF_INVITER,
 		statements::OPEN_INVITES_OF_USER,
