@@ -177,9 +177,11 @@ class Stream:
 
     # With a session
 
-    def send_presence(self, to: str | None = None, type: str | None = None, token: str | None = None) -> None:
+    def send_presence(
+        self, to: str | None = None, type: str | None = None, token: str | None = None, show: str | None = None
+    ) -> None:
         """`type="subscribe"` with a `token` is a pre-authenticated subscription (XEP-0379)."""
-        presence = self._client.make_presence(pto=to, ptype=type)
+        presence = self._client.make_presence(pto=to, ptype=type, pshow=show)
         if token is not None:
             presence.append(ET.Element(f"{_PARS}preauth", {"token": token}))
         presence.send()
