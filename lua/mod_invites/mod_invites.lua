@@ -22,6 +22,7 @@ end
 local has_all_parts, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
+	module.protected = module:require("protected");
 	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
 		module:require("native"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);
