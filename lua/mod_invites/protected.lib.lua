@@ -192,8 +192,8 @@ end
 
 --- storage
 
--- A store of Prosody's on a host, `typ` as for storagemanager.open: nil and an error if there is none. Its methods
--- return nil and an error where the driver raises one, and users() returns a list.
+-- A store of Prosody's on a host, `typ` as for storagemanager.open; nil and an error if it cannot be opened. Where the
+-- driver raises an error, its methods return nil and that; users() returns a list.
 function protected.open(host, name, typ)
 	local ok, store, err = protected.call(nil, storagemanager.open, host, name, typ);
 	if not ok then return nil, store; end
