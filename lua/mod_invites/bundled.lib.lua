@@ -33,9 +33,9 @@ function bundled.read(host)
 	local host_rows;
 	host_rows, err = store:get(nil);
 	if err then return nil, err; end
-	local user_rows, users = {}, nil;
-	users, err = users_of(store);
-	if not users then return nil, err; end
+	local users, users_err = users_of(store);
+	if not users then return nil, users_err; end
+	local user_rows = {};
 	for _, user in ipairs(users) do
 		user_rows[user], err = store:get(user);
 		if err then return nil, err; end
@@ -90,9 +90,8 @@ end
 function bundled.replace(host, host_rows, user_rows)
 	local store, err = protected.open(host, "invite_token");
 	if not store then return nil, err; end
-	local users;
-	users, err = users_of(store);
-	if not users then return nil, err; end
+	local users, users_err = users_of(store);
+	if not users then return nil, users_err; end
 	for _, user in ipairs(users) do
 		user_rows[user] = user_rows[user] or {};
 	end

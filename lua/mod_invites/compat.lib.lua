@@ -44,8 +44,8 @@ function compat.list_roles(roles)
 	return list;
 end
 
--- Roles as a list without those that this host does not have (since 13.0, where to assign one is an error), and a list of
--- these. Nothing is left out where nobody can say which roles there are.
+-- Roles as a list without those that this host does not have (since 13.0, where to assign one is an error), and these
+-- others. Nothing is left out where nobody can say which roles there are.
 function compat.known_roles(roles)
 	local get_all_roles = usermanager.get_all_roles; -- since 13.0
 	local list = compat.list_roles(roles);
@@ -73,7 +73,8 @@ end
 
 local accounts;
 
--- What is known of an account on this host: "active", "disabled", "missing" or "unknown".
+-- What is known of an account on this host: "active", "disabled", "missing" or "unknown", and whether it is unknown
+-- because what was asked raised an error.
 function compat.account_state(username)
 	local provider = prosody.hosts[module.host].users;
 	local is_internal = provider and provider.name and provider.name:find("^internal_");
@@ -86,13 +87,13 @@ function compat.account_state(username)
 		if not account then return storage_err and "unknown" or "missing"; end
 	end
 	local ok, exists, err = call(what, usermanager.user_exists, username, module.host);
-	if not ok then return "unknown"; end
+	if not ok then return "unknown", true; end
 	if exists then
 		local is_enabled = usermanager.user_is_enabled; -- since 13.0
 		if not is_enabled then return "active"; end
 		what = ("Whether the account %s is enabled cannot be told"):format(username);
 		ok, is_enabled = call(what, is_enabled, username, module.host);
-		if not ok then return "unknown"; end
+		if not ok then return "unknown", true; end
 		return is_enabled == false and "disabled" or "active";
 	elseif is_internal then
 		return "unknown"; -- it was there a moment ago

@@ -3,6 +3,7 @@
 -- share the storage, this runs in the server, for a prosodyctl that asks it to.
 
 local compat = module.compat;
+local protected = module.protected;
 local forward = module:require("forward");
 
 local prosodyctl = {};
@@ -42,7 +43,8 @@ end
 function prosodyctl.invites_of(host)
 	local mm = compat.lib("core.modulemanager");
 	if not is_prosodyctl then return mm.get_module(host, module.name); end
-	compat.lib("core.usermanager").initialize_host(host);
+	local what = ("The accounts of %s cannot be looked at"):format(host);
+	protected.call(what, compat.lib("core.usermanager").initialize_host, host);
 	-- prosodyctl has loaded this file for all hosts at once; a module loaded so is not loaded for one.
 	mm.unload("*", module.name);
 	local invites, err = mm.load(host, module.name);
@@ -446,7 +448,7 @@ end
 function prosodyctl.serve(native)
 	forward.serve(function (arg, input, asking)
 		sink = asking;
-		local ok, code = pcall(function ()
+		local ok, code = protected.call_at_once(nil, function ()
 			local options, misuse = parse(native, arg);
 			if not options then return misuse; end
 			options.text = input;

@@ -9,7 +9,7 @@ local storagemanager = compat.lib("core.storagemanager");
 
 local protected = {};
 
--- COMPAT Lua 5.1 cannot wait within a pcall. There, what runs in a coroutine may have to wait and is not protected.
+-- COMPAT Lua 5.1 cannot wait within a pcall. There, what may wait in a coroutine is called without protection.
 local can_wait_in_pcall = select(2, coroutine.resume(coroutine.create(function ()
 	return pcall(coroutine.yield, true);
 end))) == true;
@@ -37,20 +37,25 @@ local function examine(err)
 	return { text = first_line(err), trace = debug.traceback(tostring(err), 2) };
 end
 
-local function finish(what, ok, ...)
+local function finish_call(what, ok, ...)
 	if ok then return true, ...; end
 	local raised = ...;
 	if what then tell(what..": "..raised.text, raised.trace); end
 	return false, raised.text;
 end
 
--- Calls `f` with the arguments that follow: true and what it returned, or false and the message of the error that it
--- raised. `what` is the line for the log without that message: what failed, and what follows from it. nil if the caller
--- tells it.
+-- Calls `f`, which never waits, with the arguments that follow: true and what it returned, or false and the message of
+-- the error that it raised. `what` is the line for the log without that message: what failed, and what follows from it;
+-- nil if the caller tells it.
+function protected.call_at_once(what, f, ...)
+	local arguments, number = { ... }, select("#", ...);
+	return finish_call(what, xpcall(function () return f(compat.unpack(arguments, 1, number)); end, examine));
+end
+
+-- The same for what may wait in a coroutine (util.async), as providers and storage drivers do.
 function protected.call(what, f, ...)
 	if not can_protect() then return true, f(...); end
-	local arguments, number = { ... }, select("#", ...);
-	return finish(what, xpcall(function () return f(compat.unpack(arguments, 1, number)); end, examine));
+	return protected.call_at_once(what, f, ...);
 end
 
 local function returned(ok, ...)
@@ -84,8 +89,8 @@ function protected.hook(event_name, handler, priority, on_failure)
 end
 
 -- Hooks an event of the whole server, as module:hook_global does.
-function protected.hook_global(event_name, handler, priority)
-	module:hook_global(event_name, protected.guard(FAILED_HOOK:format(event_name), handler), priority);
+function protected.hook_global(event_name, handler, priority, on_failure)
+	module:hook_global(event_name, protected.guard(FAILED_HOOK:format(event_name), handler, on_failure), priority);
 end
 
 -- Calls functions for items that modules of this host add and remove, as module:handle_items does.
@@ -124,7 +129,6 @@ end
 -- called all the same. What they return, and whether one raised. A chain that `goes_on` when it is called again is what
 -- util.events hands to a wrapper: where another wrapper raised an error, the handlers are still behind it.
 local function run(chain, goes_on, event_name, event, consequence)
-	if not can_protect() then return chain(event_name, event), false; end
 	local handlers = (prosody.hosts[module.host] or prosody).events.get_handlers(event_name) or {};
 	local place, is_spent;
 	local function enter()
@@ -150,20 +154,21 @@ local function run(chain, goes_on, event_name, event, consequence)
 	until place or is_spent or not goes_on;
 	for i = (place or #handlers) + 1, #handlers do
 		local what = ("A handler of %s (%s) failed, %s"):format(event_name, source_of(handlers[i]), consequence);
-		local ok, ret = protected.call(what, handlers[i], event);
+		local ok, ret = protected.call_at_once(what, handlers[i], event);
 		if ok and ret ~= nil then return ret, true; end
 	end
 	return nil, true;
 end
 
--- Fires an event of this module on its host: what its handlers returned. What it tells has happened, whatever they do.
+-- Fires an event of this module on its host: what its handlers returned. What it tells has happened, whatever they do;
+-- they do not wait on Lua 5.1.
 function protected.fire(event_name, event)
 	local function fire(...) return module:fire_event(...); end
 	return (run(fire, false, event_name, event, "which changes nothing about the invite"));
 end
 
--- Puts a function around the handlers of an event of this host, as module:wrap_event does. `handlers(event_name, event)`
--- also tells whether a handler raised an error: that is logged with `consequence`, and the others are called all the
+-- Puts a function around the handlers of an event of this host, as module:wrap_event does. `handlers(event_name,
+-- event)` also tells whether a handler raised an error: that is logged with `consequence`, and the others are called all the
 -- same. If the function itself raises one, `on_failure(event)` is called, and then the handlers, if they were not.
 function protected.wrap(event_name, consequence, wrapper, on_failure)
 	local what = ("mod_invites failed around %s"):format(event_name);
@@ -171,6 +176,7 @@ function protected.wrap(event_name, consequence, wrapper, on_failure)
 		local has_run = false;
 		local function handlers(name, data)
 			has_run = true;
+			if not can_protect() then return chain(name, data), false; end
 			return run(chain, true, name, data, consequence);
 		end
 		local ok, ret = protected.call(what, wrapper, handlers, event_name, event);
@@ -193,7 +199,7 @@ end
 --- storage
 
 -- A store of Prosody's on a host, `typ` as for storagemanager.open; nil and an error if it cannot be opened. Where the
--- driver raises an error, its methods return nil and that; users() returns a list.
+-- driver raises an error, its methods return nil and the message; users() returns a list.
 function protected.open(host, name, typ)
 	local ok, store, err = protected.call(nil, storagemanager.open, host, name, typ);
 	if not ok then return nil, store; end

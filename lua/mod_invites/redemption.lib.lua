@@ -6,6 +6,7 @@
 -- Whether an invite may be claimed is decided in the library.
 
 local compat = module.compat;
+local protected = module.protected;
 
 local jid_bare = compat.lib("util.jid").bare;
 local jid_split = compat.lib("util.jid").split;
@@ -78,9 +79,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		for k, v in pairs(more or {}) do
 			summary[k] = v;
 		end
-		-- What the event tells has happened, whatever its handlers make of it.
-		local ok, err = pcall(module.fire_event, module, event_name, summary);
-		if not ok then module:log("error", "A handler of %s failed: %s", event_name, tostring(err)); end
+		protected.fire(event_name, summary);
 	end
 
 	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. With an inviter,
@@ -95,10 +94,14 @@ function redemption.hook(handle, validate, report, count_refusal)
 					handle:renew(claim.nonce);
 					outcome = "unknown";
 				elseif claim.purpose == "contact" then
-					local roster = inviter and rostermanager.load_roster(inviter, module.host) or {};
-					local item = roster[claim.invitee];
+					local is_read, roster = true, {};
+					if inviter then
+						is_read, roster = protected.call("Whether a claim has become a contact cannot be told", rostermanager.load_roster,
+							inviter, module.host);
+					end
+					local item = is_read and roster[claim.invitee];
 					local is_contact = item and (item.subscription == "from" or item.subscription == "both");
-					local is_broken = roster[false] and roster[false].broken;
+					local is_broken = not is_read or roster[false] and roster[false].broken;
 					outcome = is_contact and "active" or is_broken and "unknown" or "missing";
 				else
 					outcome = compat.account_state(claim.invitee);
@@ -179,9 +182,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		for _, attempt in pairs(attempts) do table.insert(all, attempt); end
 		looks_since_failure = looks_since_failure + 1;
 		for _, attempt in ipairs(all) do
-			-- A timer that raises an error is not called again, and these have to be looked at.
-			local ok, err = pcall(review_attempt, attempt);
-			if not ok then module:log("error", "%s", tostring(err)); end
+			protected.call("Looking after the claim of a registration failed and is tried again", review_attempt, attempt);
 		end
 		if is_any_left and looks_since_failure >= retry_pause then
 			local _, condition = handle:release_left();
@@ -201,7 +202,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 			successor_review_soon();
 		elseif (is_any_left or next(attempts)) and not is_reviewing then
 			is_reviewing = true;
-			module:add_timer(0, review);
+			protected.timer(0, "Looking after the claims of registrations", review, 1);
 		end
 	end
 
@@ -278,7 +279,9 @@ function redemption.hook(handle, validate, report, count_refusal)
 	local function guard_registration(event, invite)
 		local username = nodeprep(event.username);
 		if not username then return; end -- nobody can register that
-		local account = compat.account_state(username);
+		local account, has_failed = compat.account_state(username);
+		-- The caller would ask the same, and leave the client without an answer.
+		if has_failed then return refuse(event, "internal-server-error"); end
 		local exists = account == "active" or account == "disabled";
 
 		if not invite or not invite.token then
@@ -325,14 +328,19 @@ function redemption.hook(handle, validate, report, count_refusal)
 	end
 
 	-- Around the handlers, not among them: a handler that returns something keeps the ones after it from running.
-	module:wrap_event("user-registering", function (handlers, event_name, event)
+	protected.wrap("user-registering", "so the registration is refused", function (handlers, event_name, event)
 		-- Looked at before the handlers: a client that hangs up while one of them waits leaves an empty session behind.
 		local invite = type(event) == "table" and validated_invite_of(event);
-		local ret = handlers(event_name, event);
-		if type(event) == "table" and event.allowed and event.username then
+		local ret, has_failed = handlers(event_name, event);
+		if type(event) == "table" and event.allowed and has_failed then
+			-- It may have been going to say no.
+			refuse(event, "internal-server-error");
+		elseif type(event) == "table" and event.allowed and event.username then
 			guard_registration(event, validated_invite_of(event) or invite);
 		end
 		return ret;
+	end, function (event)
+		if type(event) == "table" then refuse(event, "internal-server-error"); end
 	end);
 
 	-- Redeems before other handlers give the account what the invite promises, and takes the promise away if it cannot.
@@ -403,7 +411,13 @@ function redemption.hook(handle, validate, report, count_refusal)
 		return ret;
 	end
 
-	module:wrap_event("user-registered", after_account_change);
+	local function take_promise_away(event)
+		if type(event) == "table" then clear_validated_invite(event); end
+	end
+
+	local CHANGED = "which changes nothing about the account";
+
+	protected.wrap("user-registered", CHANGED, after_account_change, take_promise_away);
 
 	local function tell_revoked(retired, condition, text)
 		for _, summary in ipairs(retired or {}) do
@@ -413,15 +427,15 @@ function redemption.hook(handle, validate, report, count_refusal)
 	end
 
 	-- A new password ends every reset that is open. Some callers say no more than whose it is.
-	module:wrap_event("user-password-reset", function (handlers, event_name, event)
+	protected.wrap("user-password-reset", CHANGED, function (handlers, event_name, event)
 		local ret = after_account_change(handlers, event_name, event);
 		local username = type(event) == "table" and event.username or event;
 		username = type(username) == "string" and nodeprep(username);
 		if username then tell_revoked(handle:retire_resets(username)); end
 		return ret;
-	end);
+	end, take_promise_away);
 
-	module:hook_global("user-password-changed", function (event)
+	protected.hook_global("user-password-changed", function (event)
 		if event.host ~= module.host then return; end
 		local attempt, _, thread = attempt_for("account", event.username), compat.current_runner();
 		-- This very password was set by a reset (13.0.2 and later say so), which is yet to be redeemed.
@@ -429,7 +443,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		tell_revoked(handle:retire_resets(event.username));
 	end);
 
-	module:hook_global("user-deleted", function (event)
+	protected.hook_global("user-deleted", function (event)
 		if event.host ~= module.host then return; end
 		-- register_ibr deletes the account that it has just made when it cannot store its details.
 		local attempt = attempt_for("account", event.username);
@@ -439,23 +453,30 @@ function redemption.hook(handle, validate, report, count_refusal)
 
 	--- presenting a token before registering (XEP-0445)
 
-	module:wrap_event("stanza/iq/"..xmlns_preauth..":preauth", function (handlers, event_name, event)
-		local ret = handlers(event_name, event);
+	local function answer_failure(event)
+		local refusal = REFUSALS["internal-server-error"];
+		count_refusal("internal-server-error");
+		event.origin.send(st.error_reply(event.stanza, refusal[1], refusal[2], refusal[3]));
+		return true;
+	end
+
+	local UNANSWERED = "so another one answers, or an error is sent";
+
+	protected.wrap("stanza/iq/"..xmlns_preauth..":preauth", UNANSWERED, function (handlers, event_name, event)
+		local ret, has_failed = handlers(event_name, event);
 		validated_invite = nil;
+		if has_failed and ret == nil then return answer_failure(event); end
 		return ret;
 	end);
 
-	module:hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
+	protected.hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
 		local invite, condition = validate(stanza.tags[1].attr.token);
 		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
 		elseif condition == "internal-server-error" then
-			count_refusal(condition);
-			local refusal = REFUSALS[condition];
-			session.send(st.error_reply(stanza, refusal[1], refusal[2], refusal[3]));
-			return true;
+			return answer_failure(event);
 		end
 		session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
 		if session.bad_invite_tokens >= MAX_BAD_TOKENS then
@@ -463,7 +484,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 			session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
 			return true;
 		end
-	end, 10);
+	end, 10, answer_failure);
 
 	--- becoming a contact (XEP-0379)
 
@@ -486,7 +507,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 		return attempt;
 	end
 
-	module:wrap_event("presence/bare", function (handlers, event_name, event)
+	protected.wrap("presence/bare", "so the stanza may have to be sent once more", function (handlers, event_name, event)
 		local stanza = event.stanza;
 		local preauth = stanza.attr.type == "subscribe" and stanza:get_child("preauth", xmlns_preauth);
 		if not preauth then return handlers(event_name, event); end
@@ -496,6 +517,8 @@ function redemption.hook(handle, validate, report, count_refusal)
 		-- mod_invites_register has called :use() if it made the subscription.
 		if attempt and attempts[attempt.nonce] and not attempt.is_to_redeem then release(attempt); end
 		return ret;
+	end, function (event)
+		strip_preauth(event.stanza);
 	end);
 
 	--- :use() of a validated invite
