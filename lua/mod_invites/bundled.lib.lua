@@ -10,7 +10,7 @@ local bundled = {};
 
 -- Name of the driver that this host has for the store.
 function bundled.driver()
-	local _, name = storagemanager.get_driver(module.host, "invite_token");
+	local _, _, name = protected.call(nil, storagemanager.get_driver, module.host, "invite_token");
 	return name;
 end
 

@@ -395,7 +395,7 @@ local function ask_server(options, native, arg)
 		return nil, ("the server has the invites of %s to itself (invite_storage = %q) and has to be asked, but %s; "
 			.."is mod_admin_shell enabled?"):format(host, storage, err);
 	end
-	local _, driver = compat.lib("core.storagemanager").get_driver(host, "invite_token");
+	local _, _, driver = protected.call(nil, compat.lib("core.storagemanager").get_driver, host, "invite_token");
 	if storage == "memory" or driver == "memory" then
 		return nil, ("the invites of %s are in the memory of the server, and it does not run"):format(host);
 	end
@@ -434,7 +434,8 @@ function prosodyctl.run(native, problem, arg)
 	local options, code = parse(native, arg);
 	if not options then return code; end
 	if options.host then
-		compat.lib("core.storagemanager").initialize_host(options.host);
+		local what = ("The storage of %s cannot be looked at"):format(options.host);
+		protected.call(what, compat.lib("core.storagemanager").initialize_host, options.host);
 		local may, why = ask_server(options, native, arg);
 		if not may then
 			prosodyctl.complain(why);

@@ -168,8 +168,9 @@ function protected.fire(event_name, event)
 end
 
 -- Puts a function around the handlers of an event of this host, as module:wrap_event does. `handlers(event_name,
--- event)` also tells whether a handler raised an error: that is logged with `consequence`, and the others are called all the
--- same. If the function itself raises one, `on_failure(event)` is called, and then the handlers, if they were not.
+-- event)` also tells whether a handler raised an error: that is logged with `consequence`, and the others are called
+-- all the same. If the function itself raises one, `on_failure(event)` is called, and then the handlers, if they were
+-- not.
 function protected.wrap(event_name, consequence, wrapper, on_failure)
 	local what = ("mod_invites failed around %s"):format(event_name);
 	module:wrap_event(event_name, function (chain, _, event)
