@@ -35,11 +35,12 @@ breaches() { # REGEX ALLOWED DIRECTORY…
 }
 
 bare_calls() {
-	local allowed=() entry
-	for entry in "${BARE_CALL_ALLOWED[@]}"; do
-		allowed+=(-e "/${entry%%|*}:[0-9]*:[[:space:]]*$(sed 's/[][\.*^$]/\\&/g' <<<"${entry#*|}")\$")
+	local breach file code
+	breaches "$BARE_CALL" '*/protected.lib.lua' lua | while IFS= read -r breach; do
+		file=${breach%%:*} code=${breach#*:*:}
+		code=${code#"${code%%[![:space:]]*}"}
+		printf '%s\n' "${BARE_CALL_ALLOWED[@]}" | grep -Fxq "${file##*/}|$code" || printf '%s\n' "$breach"
 	done
-	breaches "$BARE_CALL" '*/protected.lib.lua' lua | grep -v "${allowed[@]}"
 }
 
 check() { # in the current directory
