@@ -21,8 +21,9 @@ for _, name in ipairs(module_api) do fields[name] = { other_fields = true } end
 for _, name in ipairs({ "add_host", "command", "load", "restore", "save", "unload" }) do
 	fields[name] = { read_only = false }
 end
--- Ours: what differs between the versions, loaded once for all parts of the module.
+-- Ours: what differs between the versions, and what calls code that may fail; loaded once for all parts of the module.
 fields.compat = { read_only = false, other_fields = true }
+fields.protected = { read_only = false, other_fields = true }
 
 files["lua/"] = {
 	read_globals = { prosody = { other_fields = true }, module = { fields = fields } },

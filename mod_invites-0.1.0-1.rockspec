@@ -35,6 +35,7 @@ build = {
 			["mod_invites.metrics"] = "lua/mod_invites/metrics.lib.lua",
 			["mod_invites.native"] = "lua/mod_invites/native.lib.lua",
 			["mod_invites.prosodyctl"] = "lua/mod_invites/prosodyctl.lib.lua",
+			["mod_invites.protected"] = "lua/mod_invites/protected.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",
 			["mod_invites.transfer"] = "lua/mod_invites/transfer.lib.lua",

@@ -12,7 +12,8 @@ rust_specs() { # in the mutant's tree
 }
 
 server_specs() {
-	/usr/bin/python3 -m pytest -n 2 -q -p no:cacheprovider spec/server/test_races.py spec/server/test_release.py 2>&1 || true
+	/usr/bin/python3 -m pytest -n 2 -q -p no:cacheprovider spec/server/test_races.py spec/server/test_release.py \
+		spec/server/test_raising.py 2>&1 || true
 }
 
 killed=0 survived=0

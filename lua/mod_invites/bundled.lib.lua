@@ -2,6 +2,7 @@
 -- library alone; this file fetches and puts them. Without a user, rows are those of the host itself.
 
 local compat = module.compat;
+local protected = module.protected;
 
 local storagemanager = compat.lib("core.storagemanager");
 
@@ -9,15 +10,17 @@ local bundled = {};
 
 -- Name of the driver that this host has for the store.
 function bundled.driver()
-	local _, name = storagemanager.get_driver(module.host, "invite_token");
+	local _, _, name = protected.call(nil, storagemanager.get_driver, module.host, "invite_token");
 	return name;
 end
 
--- The users that a store has rows for. Some drivers list the host's own rows among them: under "" (SQL), or under a
--- function (memory).
+-- The users that a store has rows for, or nil and an error. Some drivers list the host's own rows among them: under ""
+-- (SQL), or under a function (memory).
 local function users_of(store)
+	local listed, err = store:users();
+	if not listed then return nil, err; end
 	local users = {};
-	for user in store:users() do
+	for _, user in ipairs(listed) do
 		if type(user) == "string" and user ~= "" then table.insert(users, user); end
 	end
 	return users;
@@ -25,13 +28,15 @@ end
 
 -- All rows of a host: its own by token, and a table of the rows of each user; or nil and an error.
 function bundled.read(host)
-	local store, err = storagemanager.open(host, "invite_token");
+	local store, err = protected.open(host, "invite_token");
 	if not store then return nil, err; end
 	local host_rows;
 	host_rows, err = store:get(nil);
 	if err then return nil, err; end
+	local users, users_err = users_of(store);
+	if not users then return nil, users_err; end
 	local user_rows = {};
-	for _, user in ipairs(users_of(store)) do
+	for _, user in ipairs(users) do
 		user_rows[user], err = store:get(user);
 		if err then return nil, err; end
 	end
@@ -41,14 +46,14 @@ end
 -- The rows under these tokens, by token.
 function bundled.get(host, user, tokens)
 	if #tokens > 1 then
-		local store, err = storagemanager.open(host, "invite_token");
+		local store, err = protected.open(host, "invite_token");
 		if not store then return nil, err; end
 		local rows;
 		rows, err = store:get(user);
 		if err then return nil, err; end
 		return rows or {};
 	end
-	local store, err = storagemanager.open(host, "invite_token", "map");
+	local store, err = protected.open(host, "invite_token", "map");
 	if not store then return nil, err; end
 	local row;
 	row, err = store:get(user, tokens[1]);
@@ -62,13 +67,13 @@ function bundled.write(host, user, rows)
 	local ok, err;
 	if next(rows, token) == nil then
 		local store;
-		store, err = storagemanager.open(host, "invite_token", "map");
+		store, err = protected.open(host, "invite_token", "map");
 		if not store then return nil, err; end
 		ok, err = store:set(user, token, row or nil);
 	else
 		-- With a key at a time, some drivers would write a whole file for each.
 		local store, all;
-		store, err = storagemanager.open(host, "invite_token");
+		store, err = protected.open(host, "invite_token");
 		if not store then return nil, err; end
 		all, err = store:get(user);
 		if err then return nil, err; end
@@ -83,9 +88,11 @@ end
 -- Makes the rows of a host equal to these, as read() returns them. True, or nil and an error: then some of it is
 -- written, and writing it again completes it.
 function bundled.replace(host, host_rows, user_rows)
-	local store, err = storagemanager.open(host, "invite_token");
+	local store, err = protected.open(host, "invite_token");
 	if not store then return nil, err; end
-	for _, user in ipairs(users_of(store)) do
+	local users, users_err = users_of(store);
+	if not users then return nil, users_err; end
+	for _, user in ipairs(users) do
 		user_rows[user] = user_rows[user] or {};
 	end
 	user_rows[false] = host_rows;

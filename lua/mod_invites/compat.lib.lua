@@ -17,6 +17,10 @@ compat.unpack = rawget(table, "unpack") or rawget(_G, "unpack");
 
 compat.is_13 = pcall(require, "prosody.util.roles");
 
+local usermanager = compat.lib("core.usermanager");
+
+local REGISTERED = "prosody:registered";
+
 -- Roles as the running version's mod_invites_register hands them to a new account: a map up to 0.12, since then a list
 -- that begins with the primary role. Invites may hold either, whichever version made them.
 function compat.roles(roles)
@@ -40,6 +44,27 @@ function compat.list_roles(roles)
 	return list;
 end
 
+-- Roles as a list without those that this host does not have (since 13.0, where to assign one is an error), and these
+-- others. Nothing is left out where nobody can say which roles there are.
+function compat.known_roles(roles)
+	local get_all_roles = usermanager.get_all_roles; -- since 13.0
+	local list = compat.list_roles(roles);
+	if not get_all_roles or type(list) ~= "table" then return roles, {}; end
+	local ok, registered = module.protected.call("Which roles there are cannot be told, so an invite keeps all of its own",
+		get_all_roles, module.host);
+	if not ok or type(registered) ~= "table" then return roles, {}; end
+	local known, unknown = {}, {};
+	for _, role in ipairs(list) do
+		table.insert(registered[role] and known or unknown, role);
+	end
+	if not unknown[1] then return roles, {}; end
+	if known[1] and not registered[list[1]] then
+		-- The first is the primary role. A secondary one must not become that.
+		table.insert(known, 1, module:get_option_string("register_ibr_default_role", REGISTERED));
+	end
+	return known, unknown;
+end
+
 -- Whether anybody on this host has hooked an event. What it would tell need not be put together otherwise.
 function compat.is_heard(event_name)
 	local handlers = (prosody.hosts[module.host] or prosody).events.get_handlers(event_name);
@@ -47,7 +72,6 @@ function compat.is_heard(event_name)
 end
 
 local storagemanager = compat.lib("core.storagemanager");
-local usermanager = compat.lib("core.usermanager");
 
 -- Prosody's own providers, whose accounts lie in its own storage.
 local INTERNAL = { internal_plain = true, internal_hashed = true };
@@ -55,25 +79,32 @@ local INTERNAL = { internal_plain = true, internal_hashed = true };
 local accounts;
 
 -- What is known of an account on this host: "active"; "disabled"; "missing", for which there is proof; "not-found" if
--- its provider does not find it, or cannot ask for it; or "unknown". Nothing is taken away but for "missing".
+-- its provider does not find it, or cannot ask for it; or "unknown", and whether that is because what was asked raised
+-- an error. Nothing is taken away but for "missing".
 function compat.account_state(username)
 	local provider = (prosody.hosts[module.host] or {}).users;
 	local is_internal = provider and INTERNAL[provider.name];
+	local call, what = module.protected.call, ("Whether there is an account %s cannot be told"):format(username);
 	if is_internal then
 		if compat.is_prosodyctl then
-			local _, driver = storagemanager.get_driver(module.host, "accounts");
+			local _, _, driver = call(what, storagemanager.get_driver, module.host, "accounts");
 			if driver == "memory" then return "unknown"; end -- they are in the memory of the server
 		end
 		-- These report a storage that fails as an account that is not there.
-		accounts = accounts or module:open_store("accounts");
+		accounts = accounts or module.protected.open(module.host, "accounts");
+		if not accounts then return "unknown"; end
 		local account, storage_err = accounts:get(username);
 		if not account then return storage_err and "unknown" or "missing"; end
 	end
-	local exists, err = usermanager.user_exists(username, module.host);
+	local ok, exists, err = call(what, usermanager.user_exists, username, module.host);
+	if not ok then return "unknown", true; end
 	if exists then
 		local is_enabled = usermanager.user_is_enabled; -- since 13.0
-		if is_enabled and is_enabled(username, module.host) == false then return "disabled"; end
-		return "active";
+		if not is_enabled then return "active"; end
+		what = ("Whether the account %s is enabled cannot be told"):format(username);
+		ok, is_enabled = call(what, is_enabled, username, module.host);
+		if not ok then return "unknown", true; end
+		return is_enabled == false and "disabled" or "active";
 	elseif is_internal then
 		return "unknown"; -- it was there a moment ago
 	end
@@ -90,13 +121,16 @@ function compat.account_states(usernames)
 	return states;
 end
 
-local REGISTERED = "prosody:registered";
-
 -- The roles of a local user, each as a list of its name and those of the roles that it inherits from, nearest first.
 -- Up to 0.12 roles inherit nothing: what every user is stands in for that.
 function compat.role_chains(username)
 	local jid = username.."@"..module.host;
 	local chains = {};
+	local function ask(f, ...)
+		local what = ("Not all roles of %s can be told, and the limits of the others count"):format(jid);
+		local ok, answer = module.protected.call(what, f, ...);
+		return ok and answer;
+	end
 	if usermanager.get_user_role then -- since 13.0
 		local function add(role)
 			if type(role) ~= "table" then return; end
@@ -108,14 +142,14 @@ function compat.role_chains(username)
 			for j, each in ipairs(chain) do chain[j] = each.name; end
 			table.insert(chains, chain);
 		end
-		add(usermanager.get_user_role(username, module.host));
-		for _, role in pairs(usermanager.get_user_secondary_roles(username, module.host) or {}) do add(role); end
+		add(ask(usermanager.get_user_role, username, module.host));
+		for _, role in pairs(ask(usermanager.get_user_secondary_roles, username, module.host) or {}) do add(role); end
 	elseif usermanager.get_roles then -- 0.12
-		for role, is_granted in pairs(usermanager.get_roles(jid, module.host) or {}) do
+		for role, is_granted in pairs(ask(usermanager.get_roles, jid, module.host) or {}) do
 			if is_granted then table.insert(chains, { role, REGISTERED }); end
 		end
 		table.sort(chains, function (a, b) return a[1] < b[1]; end);
-	elseif usermanager.is_admin(jid, module.host) then
+	elseif ask(usermanager.is_admin, jid, module.host) then
 		return { { "prosody:admin" } };
 	end
 	if not chains[1] then chains[1] = { REGISTERED }; end
@@ -125,8 +159,10 @@ end
 -- When a local account was made, in unix seconds, where the version and its authentication provider know.
 function compat.account_created(username)
 	local get_account_info = usermanager.get_account_info; -- since 13.0
-	local info = get_account_info and get_account_info(username, module.host);
-	return info and info.created;
+	if not get_account_info then return nil; end
+	local what = ("When the account %s was made cannot be told"):format(username);
+	local ok, info = module.protected.call(what, get_account_info, username, module.host);
+	return ok and info and info.created or nil;
 end
 
 -- By thread.

@@ -4,6 +4,7 @@
 -- answers the request. Here the invite is claimed before them, and what they leave undone is done after them.
 
 local compat = module.compat;
+local protected = module.protected;
 
 local jid_bare = compat.lib("util.jid").bare;
 local jid_split = compat.lib("util.jid").split;
@@ -55,9 +56,15 @@ local function strip_preauth(stanza)
 	end);
 end
 
+-- What a function of rostermanager answers; nil if it raised an error.
+local function ask(f, ...)
+	local ok, answer = protected.call("A roster cannot be used, so a contact may have to ask once more", f, ...);
+	return ok and answer or nil;
+end
+
 -- Whether the inviter's own roster has the contact subscribed.
 local function is_subscribed(username, contact)
-	local item = rostermanager.load_roster(username, module.host)[contact];
+	local item = (ask(rostermanager.load_roster, username, module.host) or {})[contact];
 	return item and (item.subscription == "from" or item.subscription == "both");
 end
 
@@ -66,9 +73,9 @@ local function answer(username, contact)
 	local inviter = username.."@"..module.host;
 	module:send(st.presence({ type = "subscribed", from = inviter, to = contact }));
 	local contact_username, contact_host = jid_split(contact);
-	if rostermanager.is_contact_pending_in(contact_username, contact_host, inviter)
-	and rostermanager.subscribed(contact_username, contact_host, inviter) then
-		rostermanager.roster_push(contact_username, contact_host, inviter);
+	if ask(rostermanager.is_contact_pending_in, contact_username, contact_host, inviter)
+	and ask(rostermanager.subscribed, contact_username, contact_host, inviter) then
+		ask(rostermanager.roster_push, contact_username, contact_host, inviter);
 		module:send(st.presence({ type = "subscribed", from = contact, to = inviter }), prosody.hosts[contact_host]);
 	end
 end
@@ -102,12 +109,12 @@ function contacts.hook(validate, claim, release, count_refusal)
 	local function ask_first(request)
 		local username, contact = request.username, request.contact;
 		return asks_in_nobodys_name and not request.was_subscribed
-			and not rostermanager.is_user_subscribed(username, module.host, contact)
-			and not rostermanager.is_contact_pending_out(username, module.host, contact)
-			and rostermanager.set_contact_pending_out(username, module.host, contact);
+			and not ask(rostermanager.is_user_subscribed, username, module.host, contact)
+			and not ask(rostermanager.is_contact_pending_out, username, module.host, contact)
+			and ask(rostermanager.set_contact_pending_out, username, module.host, contact);
 	end
 
-	module:wrap_event("presence/bare", function (handlers, event_name, event)
+	protected.wrap("presence/bare", "so the stanza may have to be sent once more", function (handlers, event_name, event)
 		local stanza = event.stanza;
 		local preauth = stanza.attr.type == "subscribe" and stanza:get_child("preauth", xmlns_preauth);
 		if not preauth then return handlers(event_name, event); end
@@ -131,34 +138,37 @@ function contacts.hook(validate, claim, release, count_refusal)
 			elseif other then
 				other.is_asked = true;
 			else
-				rostermanager.unsubscribe(username, module.host, contact);
+				ask(rostermanager.unsubscribe, username, module.host, contact);
 			end
-			rostermanager.roster_push(username, module.host, contact);
+			ask(rostermanager.roster_push, username, module.host, contact);
 		end
 		-- mod_presence asks the roster of whoever is online whether the contact is subscribed. The inviter's says so; if
 		-- only the contact is online, the contact's does not yet, and nobody has answered.
-		if is_let_in and not rostermanager.is_contact_subscribed(username, module.host, contact) then
+		if is_let_in and not ask(rostermanager.is_contact_subscribed, username, module.host, contact) then
 			answer(username, contact);
 		end
 		return ret;
+	end, function (event)
+		requests[current_thread()] = nil;
+		strip_preauth(event.stanza);
 	end);
 
 	-- Between mod_invites_register and mod_presence. A subscription that could not be stored has not used the invite, and
 	-- is in the inviter's roster all the same, until that is read again. One that another request is making is not that.
-	module:hook("presence/bare", function (event)
+	protected.hook("presence/bare", function (event)
 		local request = requests[current_thread()];
 		if request and request.stanza == event.stanza and not request.is_used and not request.was_subscribed
 		and not others_of(request)[1] and is_subscribed(request.username, request.contact) then
-			rostermanager.unsubscribed(request.username, module.host, request.contact);
+			ask(rostermanager.unsubscribed, request.username, module.host, request.contact);
 		end
 	end, 0.5);
 
 	-- Servers send such requests to the bare JID. mod_presence takes others for the same.
-	module:hook("presence/full", function (event)
+	protected.hook("presence/full", function (event)
 		local stanza = event.stanza;
 		if stanza.attr.type == "subscribe" and stanza:get_child("preauth", xmlns_preauth) then
 			stanza.attr.to = jid_bare(stanza.attr.to);
-			return module:fire_event("presence/bare", event);
+			return protected.fire("presence/bare", event);
 		end
 	end, 1);
 end

@@ -5,6 +5,7 @@
 -- then <exit/>. All text is base64: it may hold anything.
 
 local compat = module.compat;
+local protected = module.protected;
 
 local base64 = compat.lib("util.encodings").base64;
 local st = compat.lib("util.stanza");
@@ -26,7 +27,7 @@ end
 --   sink.stdout(text), sink.stderr(text)   take what the command prints
 --   sink.finish(code)                      is told the exit code, if it is there
 function forward.ask(host, arg, input, sink)
-	local has_adminstream, adminstream = pcall(compat.lib, "util.adminstream");
+	local has_adminstream, adminstream = protected.call(nil, compat.lib, "util.adminstream");
 	if not has_adminstream then return nil, "this version of Prosody has no admin socket"; end -- COMPAT 0.11
 	local client = adminstream.client();
 
@@ -85,16 +86,28 @@ end
 
 -- Lets `run(arg, input, sink)` carry out what is asked for this host: its exit code. `input` is a text, or nil.
 function forward.serve(run)
-	module:hook_global("admin/"..xmlns..":input", function (event)
+	local function give_up(event, why)
+		event.origin.send(st.stanza("output", { xmlns = xmlns, stream = "stderr" }):text(base64.encode(why)));
+		event.origin.send(st.stanza("exit", { xmlns = xmlns, code = "1" }));
+		return true;
+	end
+
+	local function not_understood(event)
+		event.origin.has_failed = true; -- without a part of its input it must not be carried out
+		return give_up(event, "prosodyctl mod_invites: the server did not understand the command; its log says why\n");
+	end
+
+	protected.hook_global("admin/"..xmlns..":input", function (event)
 		local session = event.origin;
 		session.invites_input = session.invites_input or {};
 		table.insert(session.invites_input, base64.decode(event.stanza:get_text()));
 		return true;
-	end);
+	end, nil, not_understood);
 
-	module:hook_global("admin/"..xmlns..":run", function (event)
+	protected.hook_global("admin/"..xmlns..":run", function (event)
 		local session, stanza = event.origin, event.stanza;
 		if stanza.attr.host ~= module.host then return; end
+		if session.has_failed then return true; end
 		local arg = {};
 		for word in stanza:childtags("arg") do
 			table.insert(arg, base64.decode(word:get_text()));
@@ -106,14 +119,13 @@ function forward.serve(run)
 		end
 		local input = session.invites_input and table.concat(session.invites_input);
 		session.invites_input = nil;
-		local ok, code = pcall(run, arg, input, { stdout = output("stdout"), stderr = output("stderr") });
-		if not ok then
-			output("stderr")("prosodyctl mod_invites: "..tostring(code).."\n");
-			code = 1;
-		end
+		local ok, code = protected.call_at_once("A command of prosodyctl failed, which was told so", run, arg, input, {
+			stdout = output("stdout"), stderr = output("stderr");
+		});
+		if not ok then return give_up(event, "prosodyctl mod_invites: "..code.."\n"); end
 		session.send(st.stanza("exit", { xmlns = xmlns, code = ("%d"):format(code) }));
 		return true;
-	end);
+	end, nil, not_understood);
 end
 
 return forward;

@@ -2,6 +2,7 @@
 -- learns what it has to know of an inviter, and those who are refused learn why.
 
 local compat = module.compat;
+local protected = module.protected;
 
 local limits = {};
 
@@ -68,18 +69,18 @@ local function around(handler)
 	return function (...)
 		local thread = current();
 		refusals[thread] = nil;
-		local result = { pcall(handler, ...) };
+		local result = { protected.call_at_once(nil, handler, ...) };
 		if result[1] then
 			return compat.unpack(result, 2, 3); -- the answer, and the state of the dialogue
-		elseif refusals[thread] then
-			return { status = "completed"; error = { message = refusals[thread] } };
+		elseif not refusals[thread] then
+			module:log("error", "An ad-hoc command failed, and its user was told so: %s", result[2]);
 		end
-		error(result[2], 0);
+		return { status = "completed"; error = { message = refusals[thread] or SENTENCES["internal-server-error"] } };
 	end;
 end
 
 function limits.hook()
-	module:handle_items("adhoc-provider", function (event)
+	protected.handle_items("adhoc-provider", function (event)
 		local command = event.item;
 		if NODES[command.node] and not handlers[command] then
 			local own = command.handler;

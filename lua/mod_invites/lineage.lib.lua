@@ -2,8 +2,7 @@
 -- "invites_tracking", for each new user { invite_id = the token, invite_source = who made the invite }.
 
 local compat = module.compat;
-
-local storagemanager = compat.lib("core.storagemanager");
+local protected = module.protected;
 
 local lineage = {};
 
@@ -12,11 +11,14 @@ local BATCH, PAUSE = 20, 0.1;
 
 -- The users of a host whom it knows, and its store; or nil and an error.
 local function tracked_users(host)
-	local store, err = storagemanager.open(host, "invites_tracking");
+	local store, err = protected.open(host, "invites_tracking");
 	if not store then return nil, err; end
+	local users;
+	users, err = store:users();
+	if not users then return nil, err; end
 	local usernames = {};
 	-- Some drivers list other things among the users, and that module keeps its own notes under " ".
-	for username in store:users() do
+	for _, username in ipairs(users) do
 		if type(username) == "string" and username:match("%S") then table.insert(usernames, username); end
 	end
 	return usernames, store;
@@ -59,7 +61,7 @@ function lineage.import_tracked(import, report)
 		return usernames[1] and PAUSE or nil;
 	end
 
-	module:add_timer(0, function ()
+	protected.timer(0, "Taking over who invited whom from mod_invites_tracking", function ()
 		if usernames then return next_batch(); end
 		usernames, store = tracked_users(module.host);
 		if not usernames then

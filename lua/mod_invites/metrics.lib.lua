@@ -2,6 +2,7 @@
 -- another server on the same storage) is counted there, except for the open invites, which are counted where they lie.
 
 local compat = module.compat;
+local protected = module.protected;
 
 local KINDS = { "account", "contact", "group", "reset" };
 
@@ -42,15 +43,15 @@ end
 
 function metrics.hook(handle)
 	if not compat.has_statistics() then return; end
-	module:hook("invite-stored", function (invite) created(invite.kind); end);
-	module:hook("invite-used", function (invite) redeemed(invite.kind); end);
-	module:hook("invite-revoked", function (invite) revoked(invite.kind); end);
-	module:hook("invite-expired", function (invite) expired(invite.kind); end);
+	protected.hook("invite-stored", function (invite) created(invite.kind); end);
+	protected.hook("invite-used", function (invite) redeemed(invite.kind); end);
+	protected.hook("invite-revoked", function (invite) revoked(invite.kind); end);
+	protected.hook("invite-expired", function (invite) expired(invite.kind); end);
 
 	-- Counted piece by piece, the first at once and the others in later turns of the event loop: of many thousand, the
 	-- number is that of the collection before.
 	local is_counting = false;
-	module:hook_global("stats-update", function ()
+	protected.hook_global("stats-update", function ()
 		if is_counting then return; end
 		local total, after = 0, nil;
 		local function count()
@@ -60,7 +61,7 @@ function metrics.hook(handle)
 			if is_counting then return 0; end
 			if number then open(total); end
 		end
-		if count() then module:add_timer(0, count); end
+		if count() then protected.timer(0, "Counting the open invites", count); end
 	end);
 end
 

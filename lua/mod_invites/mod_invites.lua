@@ -22,6 +22,7 @@ end
 local has_all_parts, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
+	module.protected = module:require("protected");
 	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
 		module:require("native"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);
@@ -36,6 +37,7 @@ if not has_all_parts then
 end
 
 local compat = module.compat;
+local protected = module.protected;
 
 local json_null = compat.lib("util.json").null;
 local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
@@ -101,7 +103,7 @@ end
 local function open_handle()
 	if not native then return closed(problem); end
 	local deadline = tonumber(module:get_option("invite_postgresql_deadline", 1));
-	local is_open, handle, _, text = pcall(native.open, {
+	local is_open, handle, _, text = protected.call(nil, native.open, {
 		host = module.host;
 		storage = storage;
 		path = prosody.paths.data.."/invites.sqlite3";
@@ -180,7 +182,7 @@ end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
 	-- After the start, not in it; a call that comes earlier does it then.
-	module:add_timer(0, function ()
+	protected.timer(0, "Taking over what the bundled mod_invites stored", function ()
 		return not import_bundled() and 60 or nil;
 	end);
 end
@@ -197,7 +199,7 @@ end
 if module.host ~= "*" and not problem and not is_prosodyctl then
 	local after;
 	-- The store may have some from before invite_token_at_rest = "digest". A batch at a time, for others wait meanwhile.
-	module:add_timer(0, function ()
+	protected.timer(0, "Forgetting the tokens that are kept as text (invite_token_at_rest = \"digest\")", function ()
 		local next_after, condition, text = handle:forget_tokens(after);
 		if condition then
 			failed(condition, text);
@@ -261,7 +263,7 @@ local function prepare(request, additional_data)
 	local invite, draft, text, limit = draft_of(request, additional_data);
 	if not invite then return not_created(request, draft, text, limit); end
 	-- Before it is stored: handlers add to it.
-	module:fire_event("invite-created", invite);
+	protected.fire("invite-created", invite);
 	return invite, draft;
 end
 
@@ -271,12 +273,12 @@ local function create(request, additional_data)
 	local restored, superseded, summary, limit = handle:save(invite, draft, compat.is_heard("invite-stored"));
 	if not restored then return not_created(request, superseded, summary, limit); end
 	for _, older in ipairs(superseded) do
-		module:fire_event("invite-revoked", older);
+		protected.fire("invite-revoked", older);
 	end
 	for _, name in ipairs(restored) do
 		module:log("warn", "A handler of invite-created changed the %s of an invite; it was restored", name);
 	end
-	if summary then module:fire_event("invite-stored", summary); end
+	if summary then protected.fire("invite-stored", summary); end
 	return invite;
 end
 
@@ -405,7 +407,7 @@ function create_invites(wanted, number)
 	local summaries, condition, text = handle:save_all(pairs_to_save);
 	if not summaries then return failed(condition, text); end
 	for _, summary in ipairs(summaries) do
-		module:fire_event("invite-stored", summary);
+		protected.fire("invite-stored", summary);
 	end
 	return invites;
 end
@@ -513,7 +515,7 @@ local function revoke_key(key, reason, by)
 	local revoked, condition, text = handle:revoke(key, reason, by);
 	if revoked == nil then return failed(condition, text); end
 	if not revoked then return nil, "token-invalid"; end
-	module:fire_event("invite-revoked", revoked);
+	protected.fire("invite-revoked", revoked);
 	return true;
 end
 
@@ -534,7 +536,7 @@ function revoke_inviter(username, is_branch, reason, by)
 	local revoked, condition, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
 	if not revoked then return failed(condition, text); end
 	for _, summary in ipairs(revoked) do
-		module:fire_event("invite-revoked", summary);
+		protected.fire("invite-revoked", summary);
 	end
 	return #revoked;
 end
@@ -565,7 +567,7 @@ function extend(named, ttl)
 	local extended, superseded, text = handle:extend(key, ttl);
 	if extended == nil then return failed(superseded, text); end
 	for _, summary in ipairs(superseded or {}) do
-		module:fire_event("invite-revoked", summary);
+		protected.fire("invite-revoked", summary);
 	end
 	return extended;
 end
@@ -715,7 +717,7 @@ local function validate(token, username)
 	redemption.remember(invite, depends_on, more);
 	if depends_on then
 		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_states(depends_on));
-		if revoked then module:fire_event("invite-revoked", revoked); end
+		if revoked then protected.fire("invite-revoked", revoked); end
 		if not confirmed then
 			-- Whoever presented it is not told.
 			if condition ~= "internal-server-error" then
@@ -725,7 +727,12 @@ local function validate(token, username)
 		end
 	end
 	if invite.additional_data and invite.additional_data.roles then
-		invite.additional_data.roles = compat.roles(invite.additional_data.roles);
+		local roles, unknown = compat.known_roles(compat.roles(invite.additional_data.roles));
+		invite.additional_data.roles = roles;
+		if unknown[1] then
+			report(("An invite gives roles that %s does not have, and whoever uses it goes without: %s"):format(module.host,
+				table.concat(unknown, ", ")));
+		end
 	end
 	return setmetatable(invite, valid_invite_mt);
 end
@@ -777,7 +784,7 @@ local function tidy()
 		return TIDY_INTERVAL;
 	end
 	for _, summary in ipairs(ended) do
-		module:fire_event("invite-expired", summary);
+		protected.fire("invite-expired", summary);
 	end
 	if ended[1] then return BATCH_PAUSE; end
 	if history_age == math.huge then return TIDY_INTERVAL; end
@@ -786,10 +793,10 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	module:add_timer(TIDY_INTERVAL, tidy);
+	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
-	module:hook_global("server-started", function () native.close(); end, 1000);
-	module:hook_global("server-stopped", function () native.close(); end, -1000);
+	protected.hook_global("server-started", function () native.close(); end, 1000);
+	protected.hook_global("server-stopped", function () native.close(); end, -1000);
 end
 
 --- landing pages
@@ -817,7 +824,7 @@ local function is_supported(invite)
 end
 
 -- After the handlers of other modules: mod_invites_page knows its page better.
-module:hook("invite-created", function (invite)
+protected.hook("invite-created", function (invite)
 	if page_template and not invite.landing_page and is_supported(invite) then
 		invite.landing_page = render_url(page_template, { host = module.host, invite = invite });
 	end

@@ -1,5 +1,7 @@
 -- Finds the native library, and sees that it can be used.
 
+local protected = module.protected;
+
 local native = {};
 
 -- Whether a file is there, and whether it is as long as its ELF header says: the section headers end it. Loading a
@@ -51,7 +53,7 @@ local function load_library()
 		elseif is_there then
 			local open, err = package.loadlib(path, "luaopen_"..name);
 			if not open then return nil, err; end
-			local is_open, library = pcall(open, name, path);
+			local is_open, library = protected.call(nil, open, name, path);
 			if not is_open or type(library) ~= "table" then
 				return nil, path.." is not the library of mod_invites, it gave "..tostring(library);
 			end
@@ -59,7 +61,7 @@ local function load_library()
 			return library;
 		end
 	end
-	local found, library = pcall(require, name);
+	local found, library = protected.call(nil, require, name);
 	if found then return library; end
 	return nil, name..".so was found neither in "..table.concat(directories, ", ").." nor by Lua's own search";
 end

@@ -3,6 +3,7 @@
 -- share the storage, this runs in the server, for a prosodyctl that asks it to.
 
 local compat = module.compat;
+local protected = module.protected;
 local forward = module:require("forward");
 
 local prosodyctl = {};
@@ -42,7 +43,8 @@ end
 function prosodyctl.invites_of(host)
 	local mm = compat.lib("core.modulemanager");
 	if not is_prosodyctl then return mm.get_module(host, module.name); end
-	compat.lib("core.usermanager").initialize_host(host);
+	local what = ("The accounts of %s cannot be looked at"):format(host);
+	protected.call(what, compat.lib("core.usermanager").initialize_host, host);
 	-- prosodyctl has loaded this file for all hosts at once; a module loaded so is not loaded for one.
 	mm.unload("*", module.name);
 	local invites, err = mm.load(host, module.name);
@@ -394,7 +396,7 @@ local function ask_server(options, native, arg)
 		return nil, ("the server has the invites of %s to itself (invite_storage = %q) and has to be asked, but %s; "
 			.."is mod_admin_shell enabled?"):format(host, storage, err);
 	end
-	local _, driver = compat.lib("core.storagemanager").get_driver(host, "invite_token");
+	local _, _, driver = protected.call(nil, compat.lib("core.storagemanager").get_driver, host, "invite_token");
 	if storage == "memory" or driver == "memory" then
 		return nil, ("the invites of %s are in the memory of the server, and it does not run"):format(host);
 	end
@@ -433,7 +435,8 @@ function prosodyctl.run(native, problem, arg)
 	local options, code = parse(native, arg);
 	if not options then return code; end
 	if options.host then
-		compat.lib("core.storagemanager").initialize_host(options.host);
+		local what = ("The storage of %s cannot be looked at"):format(options.host);
+		protected.call(what, compat.lib("core.storagemanager").initialize_host, options.host);
 		local may, why = ask_server(options, native, arg);
 		if not may then
 			prosodyctl.complain(why);
@@ -447,7 +450,7 @@ end
 function prosodyctl.serve(native)
 	forward.serve(function (arg, input, asking)
 		sink = asking;
-		local ok, code = pcall(function ()
+		local ok, code = protected.call_at_once(nil, function ()
 			local options, misuse = parse(native, arg);
 			if not options then return misuse; end
 			options.text = input;

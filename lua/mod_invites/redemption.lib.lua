@@ -7,6 +7,7 @@
 
 local compat = module.compat;
 local contacts = module:require("contacts");
+local protected = module.protected;
 
 local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
 local rostermanager = compat.lib("core.rostermanager");
@@ -93,9 +94,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		for k, v in pairs(more or {}) do
 			summary[k] = v;
 		end
-		-- What the event tells has happened, whatever its handlers make of it.
-		local ok, err = pcall(module.fire_event, module, event_name, summary);
-		if not ok then module:log("error", "A handler of %s failed: %s", event_name, tostring(err)); end
+		protected.fire(event_name, summary);
 	end
 
 	-- What came of a claim that nobody will redeem: the state of the account that was to be made; of a contact, "active"
@@ -106,10 +105,11 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		elseif not inviter then
 			return "unknown";
 		end
-		local roster = rostermanager.load_roster(inviter, module.host) or {};
-		local item = roster[claim.invitee];
+		local is_read, roster = protected.call("Whether a claim has become a contact cannot be told",
+			rostermanager.load_roster, inviter, module.host);
+		local item = is_read and roster[claim.invitee];
 		local is_contact = item and (item.subscription == "from" or item.subscription == "both");
-		local is_broken = roster[false] and roster[false].broken;
+		local is_broken = not is_read or roster[false] and roster[false].broken;
 		return is_contact and "active" or is_broken and "unknown" or "missing";
 	end
 
@@ -211,9 +211,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		for _, attempt in pairs(attempts) do table.insert(all, attempt); end
 		looks_since_failure = looks_since_failure + 1;
 		for _, attempt in ipairs(all) do
-			-- A timer that raises an error is not called again, and these have to be looked at.
-			local ok, err = pcall(review_attempt, attempt);
-			if not ok then module:log("error", "%s", tostring(err)); end
+			protected.call("Looking after the claim of a registration failed and is tried again", review_attempt, attempt);
 		end
 		if is_any_left and looks_since_failure >= retry_pause then
 			local _, condition = handle:release_left();
@@ -230,7 +228,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 	function kept.review_soon()
 		if (is_any_left or next(attempts)) and not is_reviewing then
 			is_reviewing = true;
-			module:add_timer(0, review);
+			protected.timer(0, "Looking after the claims of registrations", review, 1);
 		end
 	end
 
@@ -318,7 +316,9 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 	local function guard_registration(event, invite)
 		local username = nodeprep(event.username);
 		if not username then return; end -- nobody can register that
-		local account = compat.account_state(username);
+		local account, has_failed = compat.account_state(username);
+		-- The caller would ask the same, and leave the client without an answer.
+		if has_failed then return refuse(event, "internal-server-error"); end
 		local exists = account == "active" or account == "disabled";
 
 		if not invite or not invite.token then
@@ -367,14 +367,19 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 	end
 
 	-- Around the handlers, not among them: a handler that returns something keeps the ones after it from running.
-	module:wrap_event("user-registering", function (handlers, event_name, event)
+	protected.wrap("user-registering", "so the registration is refused", function (handlers, event_name, event)
 		-- Looked at before the handlers: a client that hangs up while one of them waits leaves an empty session behind.
 		local invite = type(event) == "table" and validated_invite_of(event);
-		local ret = handlers(event_name, event);
-		if type(event) == "table" and event.allowed and event.username then
+		local ret, has_failed = handlers(event_name, event);
+		if type(event) == "table" and event.allowed and has_failed then
+			-- It may have been going to say no.
+			refuse(event, "internal-server-error");
+		elseif type(event) == "table" and event.allowed and event.username then
 			guard_registration(event, validated_invite_of(event) or invite);
 		end
 		return ret;
+	end, function (event)
+		if type(event) == "table" then refuse(event, "internal-server-error"); end
 	end);
 
 	-- The inviter may have been deleted since the claim. A contact would bring the roster back, for whoever gets the name
@@ -462,7 +467,13 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		return ret;
 	end
 
-	module:wrap_event("user-registered", after_account_change);
+	local function take_promise_away(event)
+		if type(event) == "table" then clear_validated_invite(event); end
+	end
+
+	local CHANGED = "which changes nothing about the account";
+
+	protected.wrap("user-registered", CHANGED, after_account_change, take_promise_away);
 
 	local function tell_revoked(retired, condition, text)
 		for _, summary in ipairs(retired or {}) do
@@ -472,22 +483,22 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 	end
 
 	-- A new password ends every reset that is open. Some callers say no more than whose it is.
-	module:wrap_event("user-password-reset", function (handlers, event_name, event)
+	protected.wrap("user-password-reset", CHANGED, function (handlers, event_name, event)
 		local ret = after_account_change(handlers, event_name, event);
 		local username = type(event) == "table" and event.username or event;
 		username = type(username) == "string" and nodeprep(username);
 		if username then tell_revoked(handle:retire_resets(username)); end
 		return ret;
-	end);
+	end, take_promise_away);
 
-	module:hook_global("user-password-changed", function (event)
+	protected.hook_global("user-password-changed", function (event)
 		if event.host ~= module.host then return; end
 		-- This very password was set by a reset (13.0.2 and later say so), which is yet to be redeemed.
 		if own_attempt(event.username) then return; end
 		tell_revoked(handle:retire_resets(event.username));
 	end);
 
-	module:hook_global("user-deleted", function (event)
+	protected.hook_global("user-deleted", function (event)
 		if event.host ~= module.host then return; end
 		-- register_ibr deletes the account that it has just made when it cannot store its details.
 		local attempt = own_attempt(event.username);
@@ -502,23 +513,31 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	--- presenting a token before registering (XEP-0445)
 
-	module:wrap_event("stanza/iq/"..xmlns_preauth..":preauth", function (handlers, event_name, event)
-		local ret = handlers(event_name, event);
+	local function answer_failure(event, condition)
+		condition = condition or "internal-server-error";
+		local refusal = REFUSALS[condition];
+		count_refusal(condition);
+		event.origin.send(st.error_reply(event.stanza, refusal[1], refusal[2], refusal[3]));
+		return true;
+	end
+
+	local UNANSWERED = "so another one answers, or an error is sent";
+
+	protected.wrap("stanza/iq/"..xmlns_preauth..":preauth", UNANSWERED, function (handlers, event_name, event)
+		local ret, has_failed = handlers(event_name, event);
 		validated_invite = nil;
+		if has_failed and ret == nil then return answer_failure(event); end
 		return ret;
 	end);
 
-	module:hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
+	protected.hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
 		local invite, condition = validate(stanza.tags[1].attr.token);
 		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
 		elseif condition == "internal-server-error" or condition == "account-unknown" then
-			count_refusal(condition);
-			local refusal = REFUSALS[condition];
-			session.send(st.error_reply(stanza, refusal[1], refusal[2], refusal[3]));
-			return true;
+			return answer_failure(event, condition);
 		end
 		session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
 		if session.bad_invite_tokens >= MAX_BAD_TOKENS then
@@ -526,7 +545,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 			session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
 			return true;
 		end
-	end, 10);
+	end, 10, answer_failure);
 
 	contacts.hook(validate, function (invite, contact, username)
 		return claim(invite.token, "contact", contact, abouts[invite].depends_on, username);

@@ -2,6 +2,7 @@
 -- with "OK: ", and the columns of "list" are divided by " | ".
 
 local compat = module.compat;
+local protected = module.protected;
 
 local jid_split = compat.lib("util.jid").split;
 local get_module = compat.lib("core.modulemanager").get_module;
@@ -331,7 +332,10 @@ function shell.register(make_commands)
 			table.insert(arguments, opts);
 			return current.handler(self, selector, compat.unpack(arguments));
 		end
-		compat.add_shell_command("invite", "Create and manage invitations", command, handler);
+		local what = ("The command invite:%s of the shell failed, and its user was told so"):format(name);
+		local function fail_in_words() return nil, "The command failed; see the log"; end
+		compat.add_shell_command("invite", "Create and manage invitations", command,
+			protected.guard(what, handler, fail_in_words));
 	end
 end
 

@@ -27,11 +27,13 @@ def loaded_from(server: Prosody) -> Path:
 def assert_works(server: Prosody, version: str) -> None:
     """In the server and in prosodyctl, where options take the module's own compat library too."""
     assert server.eval(CREATE)
-    done = server.prosodyctl("mod_invites", "generate", "example.com", "--role", "a")
+    done = server.prosodyctl("mod_invites", "generate", "example.com", "--role", "prosody:member")
     assert (done.returncode, done.stderr) == (0, "")
     token = done.stdout.strip().partition("preauth=")[2]
     invite = server.eval('return module:depends("invites").get(args.token);', token=token)
-    assert invite["additional_data"]["roles"] == (["a"] if version.startswith("13") else {"a": True})
+    assert invite["additional_data"]["roles"] == (
+        ["prosody:member"] if version.startswith("13") else {"prosody:member": True}
+    )
 
 
 def luarocks(tree: Path, *args: str | Path, cwd: Path, **env: str) -> None:

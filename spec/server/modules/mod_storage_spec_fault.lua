@@ -2,6 +2,7 @@
 --
 -- Tests reach the switch with module:shared("/HOST/storage_spec_fault/switch"):
 --   failing   stores whose writes fail: failing.account_details = true
+--   raising   stores of which every call raises an error: raising.accounts = true
 --   seconds   how long each write waits; 0
 
 local async = require "util.async";
@@ -10,7 +11,7 @@ local timer = require "util.timer";
 
 local internal = storagemanager.load_driver(module.host, "internal");
 local switch = module:shared("switch");
-switch.failing, switch.seconds = {}, 0;
+switch.failing, switch.raising, switch.seconds = {}, {}, 0;
 
 local driver = {};
 
@@ -18,7 +19,11 @@ function driver:open(store, typ)
 	local opened, err = internal:open(store, typ);
 	if not opened then return nil, err; end
 	local faulty = {};
+	local function may_raise()
+		if switch.raising[store] then error("the driver of "..store.." raised this"); end
+	end
 	function faulty.set(_, ...)
+		may_raise();
 		if switch.failing[store] then return nil, "the disk is full"; end
 		if switch.seconds > 0 and async.ready() then
 			local wait, done = async.waiter();
@@ -29,7 +34,10 @@ function driver:open(store, typ)
 	end
 	return setmetatable(faulty, {
 		__index = function (_, method)
-			return opened[method] and function (_, ...) return opened[method](opened, ...); end;
+			return opened[method] and function (_, ...)
+				may_raise();
+				return opened[method](opened, ...);
+			end;
 		end;
 	});
 end
