@@ -34,6 +34,7 @@ local REFUSALS = {
 	["name-mismatch"] = { "modify", "not-acceptable", "This invitation is for another username" };
 	["name-reserved"] = { "cancel", "conflict", "This username is reserved" };
 	["name-busy"] = { "wait", "resource-constraint", "This username is being registered right now" };
+	["conflict"] = { "cancel", "conflict", "The requested username already exists." };
 	["account-unknown"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 	["account-missing"] = { "cancel", "item-not-found", "There is no account whose password could be reset" };
 	["internal-server-error"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
@@ -322,7 +323,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		local exists = account == "active" or account == "disabled";
 
 		if not invite or not invite.token then
-			if exists then return; end
+			if exists then return event.allow_reset == nil and refuse(event, "conflict") or nil; end
 			local is_free, condition = settled(nil, nil, handle.check_name, username);
 			if not is_free then
 				refuse(event, condition == "name-reserved" and condition
@@ -335,12 +336,8 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		if not about then return refuse(event, condition); end
 		if redeemed[invite] then return refuse(event, "token-used"); end
 		local against = account_refusal(about, account);
-		if against == "conflict" then
-			event.allow_reset = nil;
-			return; -- the caller says so, and the invite stays as it is
-		elseif against then
-			return refuse(event, against);
-		end
+		-- The caller looks for the account too, before or after: what it finds may be another one.
+		if against then return refuse(event, against); end
 		local holder = event.session or invite;
 		local attempt, why = claim(invite.token, "account", username, about.depends_on, nil, invite, holder);
 		if not attempt then refuse(event, why); end
