@@ -11,6 +11,7 @@ pub mod backup;
 mod check;
 mod checkpoint;
 mod connection;
+mod files;
 mod statements;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
@@ -46,7 +47,7 @@ impl InviteStore for SqliteStore {
 		let doing = "storing an invite";
 		if invite.username.is_none() {
 			// Nothing can be superseded, and one statement is a transaction of its own.
-			return self.with(doing, |connection| create(connection, invite));
+			return self.write(doing, |connection| create(connection, invite));
 		}
 		self.change(doing, |connection| create(connection, invite))
 	}
@@ -203,11 +204,11 @@ impl InviteStore for SqliteStore {
 	}
 
 	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
-		self.with("releasing an invite", |connection| release(connection, host, nonce, only_stale))
+		self.write("releasing an invite", |connection| release(connection, host, nonce, only_stale))
 	}
 
 	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		self.with("renewing a claim", |connection| {
+		self.write("renewing a claim", |connection| {
 			let renewed = connection.prepare_cached(RENEW)?.execute(
 				named_params! { ":host": host, ":nonce": nonce.as_bytes(), ":lease_end": lease_end },
 			)?;
