@@ -731,6 +731,50 @@ describe("two hosts on one database", function ()
 	end);
 end);
 
+describe("a purge", function ()
+	local FAR = 4000000000;
+
+	-- Invites that were used, of which a purge that is told of the next minute takes what is not spared.
+	local function used(handle, number)
+		local tokens = {};
+		for i = 1, number do
+			tokens[i] = create(handle, { ttl = math.huge }).token;
+			assert(redeem(handle, tokens[i]));
+		end
+		return tokens;
+	end
+
+	local function row(token)
+		return { type = "register", jid = "example.com", token = token, created_at = 1, expires = FAR, allow_registration = true };
+	end
+
+	local function purge(handle, read) return assert(handle:purge(-60, 10, read)); end
+
+	it("spares what lies in the bundled module's store, and everything while nobody can tell", function ()
+		local handle = open();
+		local tokens = used(handle, 3);
+		assert.equal(0, purge(handle, function () return nil, "it cannot be read"; end));
+		-- Nor is it tried again at once.
+		assert.equal(0, purge(handle, function () error("it is read again"); end));
+
+		handle = open();
+		local function read() return { [tokens[2]] = row(tokens[2]) }, { juliet = { [tokens[3]] = math.huge } }; end
+		assert.equal(1, purge(handle, read));
+		assert.equal(0, purge(handle, read));
+		assert.equal(2, purge(handle, function () return {}, {}; end));
+	end);
+
+	it("knows what was imported without reading it again", function ()
+		local handle = open();
+		local tokens = used(handle, 2);
+		assert.equal(1, assert(handle:import_bundled({ [tokens[1]] = row(tokens[1]) }, {})).known);
+		assert.equal(0, (handle:purge(0, 10, function () error("it is read again"); end)));
+		-- What was stored there since is not known.
+		assert.equal(1, purge(handle, function () return { [tokens[2]] = row(tokens[2]) }, {}; end));
+		assert.same("used", assert(handle:show(tokens[2])).state);
+	end);
+end);
+
 describe("pages of pending invites", function ()
 	it("hold what is for a contact alone where all kinds are asked for", function ()
 		local handle = open();

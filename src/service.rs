@@ -12,7 +12,7 @@ use crate::lineage::{self, Member, Place};
 use crate::listing::{Filter, Part, Position};
 use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
-use crate::store::{Carries, InviteStore, Record, StoreError};
+use crate::store::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, ID_DIGITS, IdPrefix, Nonce, Token};
 use crate::value::Table;
 
@@ -597,13 +597,13 @@ impl Invites {
 		Ok(self.store.extend(&self.host, digest, expires, now)?)
 	}
 
-	/// Removes up to `limit` invites that ended longer ago than `age` seconds. How many; fewer than `limit` means: there are
-	/// no more.
+	/// Removes up to `limit` invites that ended before `before` and may be forgotten. How many; fewer than `limit` means:
+	/// there are no more.
 	///
 	/// # Errors
 	/// When the store fails.
-	pub fn purge(&self, age: i64, limit: u32, now: Timestamp) -> Result<u32, InviteError> {
-		Ok(self.store.purge(&self.host, now.saturating_sub(age), limit)?)
+	pub fn purge(&self, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, InviteError> {
+		Ok(self.store.purge(&self.host, before, limit, bundled)?)
 	}
 
 	/// What `filter` picks among the next `limit` places of a part, and where to go on, unless those were the last.

@@ -616,10 +616,17 @@ function why(named, username)
 	return redemption.why(key, username);
 end
 
+-- What the bundled module has stored for this host, or nil where nobody can tell.
+local function read_bundled()
+	local is_read, host_rows, user_rows = pcall(bundled.read, module.host); -- some drivers raise
+	if is_read and host_rows then return host_rows, user_rows; end
+end
+
 -- Removes up to `limit` of what ended longer ago than so many seconds, but nothing that a stream may still have
--- validated: how many, and whether there may be more.
+-- validated, nor what the next start would take over from the bundled module's store as if it were new: how many, and
+-- whether there may be more.
 function purge(age, limit)
-	return told(handle:purge(math.floor(math.max(age, shortest_history)), limit));
+	return told(handle:purge(math.floor(math.max(age, shortest_history)), limit, read_bundled));
 end
 
 -- What prosodyctl and the shell print: see the methods of the library.

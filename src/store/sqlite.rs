@@ -20,15 +20,15 @@ pub use self::connection::SqliteStore;
 use self::connection::Trouble;
 use self::statements::{
 	ALL_INVITES, COUNT_OPEN, DUE, HISTORY_PART, IMPORT, INVITES_OF_INVITER, IS_REDEEMED,
-	OPEN_INVITES_OF_INVITER, OPEN_PART, OVER, PURGE, PURGE_REDEMPTIONS, RENEW, all, brought_by, count,
-	create, find, insert, insert_redemption, keep_member, lineage, open_invites_of_user, page, read_claim,
-	read_digest, read_invite, redemptions, release, retire, update, usage, view, view_name,
+	OPEN_INVITES_OF_INVITER, OPEN_PART, PURGE, PURGE_REDEMPTIONS, RENEW, all, brought_by, count, create,
+	find, insert, insert_redemption, keep_member, lineage, open_invites_of_user, over, page, read_claim,
+	read_invite, redemptions, release, retire, update, usage, view, view_name,
 };
 pub use self::statements::{
 	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM,
 	REDEMPTION, UPDATE,
 };
-use super::{Carries, InviteStore, Record, StoreError};
+use super::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
@@ -436,10 +436,13 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
-	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError> {
 		let doing = "purging invites";
-		let params = named_params! { ":host": host, ":before": before, ":limit": limit };
-		let over = |connection: &Connection| all(connection, OVER, params, read_digest);
+		let looked_at = bundled.looked_at(limit);
+		let over = |connection: &Connection| {
+			let params = named_params! { ":host": host, ":before": before, ":limit": looked_at };
+			over(connection, params, limit, |digest, expires| !bundled.spares(digest, expires, before))
+		};
 		// Nearly always there is none, and looking for them needs no lock.
 		if self.with(doing, |connection| Ok(over(connection)?.is_empty()))? {
 			return Ok(0);
