@@ -14,7 +14,7 @@ use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{Account, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name};
 use crate::store::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, ID_DIGITS, IdPrefix, Nonce, Token};
-use crate::value::Table;
+use crate::value::{MAX_ATTACHED, Table};
 
 /// What a caller asks for.
 #[derive(Clone, Debug)]
@@ -388,7 +388,7 @@ impl Invites {
 		now: Timestamp,
 	) -> Result<Invite, InviteError> {
 		let claim = self.prepare_claim(attempt, now)?;
-		Ok(self.store.redeem_at_once(&claim, source, now)??)
+		Ok(self.store.redeem_at_once(&claim, source.map(cut), now)??)
 	}
 
 	fn prepare_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Claim, InviteError> {
@@ -421,7 +421,7 @@ impl Invites {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
-		match self.store.redeem(&self.host, digest, nonce, source, now)? {
+		match self.store.redeem(&self.host, digest, nonce, source.map(cut), now)? {
 			Redeemed::Now(invite) => Ok(Some(invite)),
 			Redeemed::Before => Ok(None),
 			Redeemed::Lost => Err(InviteError::ClaimLost),
@@ -510,6 +510,7 @@ impl Invites {
 		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
+		check_reason(why, by)?;
 		Ok(self.store.revoke(&self.host, digest, why, by, now)?)
 	}
 
@@ -543,6 +544,7 @@ impl Invites {
 		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, InviteError> {
+		check_reason(why, by)?;
 		Ok(self.store.retire_inviter(&self.host, inviter, is_branch, why, by, now)?)
 	}
 
@@ -658,6 +660,18 @@ impl Invites {
 		page.retain(|invite| invite.state(now) == State::Pending);
 		Ok((page, next))
 	}
+}
+
+/// Whether the texts that say why something is revoked, and by whom, can be kept.
+fn check_reason(why: Option<&str>, by: Option<&str>) -> Result<(), InviteError> {
+	let length: usize = [why, by].into_iter().flatten().map(str::len).sum();
+	if length > MAX_ATTACHED { Err(InviteError::TooLarge("the reason".to_owned())) } else { Ok(()) }
+}
+
+/// As much of a text as can be kept, where it is too late to refuse it.
+fn cut(text: &str) -> &str {
+	let end = (0..=MAX_ATTACHED).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+	text.get(..end.min(text.len())).unwrap_or(text)
 }
 
 /// Whether an invite is one for the purpose, and good now.

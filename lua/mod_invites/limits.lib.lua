@@ -42,6 +42,7 @@ local SENTENCES = {
 	["conflict"] = "There is an account with this username already";
 	["item-not-found"] = "There is no such account";
 	["not-allowed"] = "The account is disabled";
+	["not-acceptable"] = "That is more than can be stored with an invitation";
 	["jid-malformed"] = "This is not a possible username";
 	["internal-server-error"] = "The invitation could not be stored, please try again later";
 };

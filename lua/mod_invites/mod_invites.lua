@@ -144,6 +144,10 @@ local function failed(condition, text)
 		error(text, 0);
 	elseif condition == "internal-server-error" or condition == "feature-not-implemented" then
 		report(text);
+	elseif condition == "not-acceptable" then
+		-- Callers do not get the text, which names the key.
+		if prosodyctl.is_running() then prosodyctl.complain(text); end
+		if not is_prosodyctl then module:log("warn", "Refused: %s", text); end
 	end
 	return nil, condition;
 end

@@ -113,6 +113,13 @@ type Validated = (Table, Option<String>, bool);
 type Page = (Vec<Table>, Option<BString>);
 
 impl UserData for Draft {}
+
+impl Draft {
+	fn without_token(&self, text: &str) -> String {
+		text.replace(self.token.reveal(), "(the token)")
+	}
+}
+
 impl UserData for Key {}
 
 impl Handle {
@@ -214,8 +221,12 @@ impl Handle {
 		Ok(match take_over(&mut invite, &draft.token, table, &self.bundled.null)? {
 			Ok(restored) => Ok((invite, restored)),
 			// The name of a field may be, or hold, the token.
-			Err(Failure::Misuse(text)) => {
-				Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)")))
+			Err(Failure::Misuse(text)) => Err(Failure::Misuse(draft.without_token(&text))),
+			Err(Failure::Invite(InviteError::TooLarge(path))) => {
+				Err(InviteError::TooLarge(draft.without_token(&path)).into())
+			}
+			Err(Failure::Invite(InviteError::TooDeep(path))) => {
+				Err(InviteError::TooDeep(draft.without_token(&path)).into())
 			}
 			Err(failure) => Err(failure),
 		})
