@@ -20,6 +20,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::files::Files;
 use crate::clock::Stopwatch;
+use crate::signals;
 
 /// Pages that the log may be ahead of the database: SQLite's own default.
 pub(super) const PAGES: i32 = 1000;
@@ -156,9 +157,9 @@ impl Shared {
 		if worker.is_none() {
 			let (wake, woken) = sync_channel(1);
 			let shared = Arc::clone(self);
-			let thread = std::thread::Builder::new().name("invites-log".to_owned());
+			let thread = signals::spawn("invites-log", move || shared.work(&woken));
 			// Without the thread the log grows, and the next commit tries again.
-			*worker = thread.spawn(move || shared.work(&woken)).ok().map(|thread| Worker { wake, thread });
+			*worker = thread.ok().map(|thread| Worker { wake, thread });
 		}
 		if worker.as_ref().is_none_or(|worker| worker.wake.try_send(()).is_err()) {
 			self.log.is_awake.store(false, Ordering::Relaxed);
