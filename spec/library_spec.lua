@@ -209,7 +209,7 @@ describe("what is attached to an invite", function ()
 		["floats that are whole"] = { 1.0, -0.0, 0, 2^53, 2.0^63, 1e300 };
 		["fractions"] = { 0.1, 1 / 3, 5e-324, 1.7976931348623157e308 };
 		["no numbers"] = { nan = 0 / 0, inf = math.huge, minus_inf = -math.huge };
-		["text"] = { "", "jörg", "\0", "\n\"\\", "🙂", ("x"):rep(100000) };
+		["text"] = { "", "jörg", "\0", "\n\"\\", "🙂", ("x"):rep(30000) };
 		["bytes"] = { "\xff", "\xc3", "\xed\xa0\x80", ["\xff"] = "\x80" };
 		["keys that look like tags"] = { ["$table"] = { 1, 2 }, ["$bytes"] = "/w==", ["$float"] = "nan", ["$"] = {} };
 		["the empty table"] = {};
@@ -275,7 +275,6 @@ describe("what is attached to an invite", function ()
 		["a coroutine"] = { { co = coroutine.create(print) }, "additional_data.co", "thread" };
 		["a table as key"] = { { x = { [{}] = 1 } }, "additional_data.x[table]", "table as its key" };
 		["a function as key"] = { { [print] = 1 }, "additional_data[function]", "function" };
-		["tables 101 deep"] = { too_deep, "additional_data.t.t", "100 tables deep" };
 		["bytes on the way"] = { { ["\xff\n"] = print }, "additional_data.\\xff\\n", "function" };
 	};
 	for what, case in pairs(REFUSED) do
@@ -296,6 +295,81 @@ describe("what is attached to an invite", function ()
 			assert.is_nil(next(pending(handle)));
 		end);
 	end
+
+	local nested_twice = {};
+	for _ = 1, 20 do nested_twice = { nested_twice, nested_twice }; end
+	local LIMIT = 64 * 1024;
+	local many = {};
+	for i = 1, LIMIT do many[i] = true; end
+	local TOO_MUCH = {
+		["tables that hold the same one twice"] = { nested_twice, "additional_data" };
+		["a long text"] = { { note = ("x"):rep(LIMIT) }, "additional_data.note" };
+		["a text that is long once it is written"] = { { note = ("\0"):rep(LIMIT // 6) }, "additional_data.note" };
+		["bytes that are long once they are written"] = { { note = ("\xff"):rep(LIMIT * 3 // 4) }, "additional_data.note" };
+		["a long key"] = { { [("x"):rep(2^24)] = true }, "additional_data.xxx" };
+		["many values"] = { many, "additional_data[" };
+		["what is little by itself"] = { { ("x"):rep(LIMIT // 2), { ("x"):rep(LIMIT // 2) } }, "additional_data[2][1]" };
+		["tables 101 deep"] = { too_deep, "additional_data.t.t" };
+	};
+	for what, case in pairs(TOO_MUCH) do
+		local data, path = table.unpack(case);
+		it("is refused soon where it is too much: "..what, function ()
+			local handle = open();
+			local invite, draft = prepare(handle);
+			invite.additional_data = data;
+			local since = os.clock();
+			local saved, condition, text = handle:save(invite, draft);
+			assert.is_nil(saved);
+			assert.equal("not-acceptable", condition);
+			assert.equal(path, text:sub(1, #path));
+			assert.is_true(#text < 1000, text);
+			assert.is_true(os.clock() - since < 0.5);
+			assert.is_nil(next(pending(handle)));
+		end);
+	end
+
+	it("may be 64 KiB, of all fields of an invite together", function ()
+		local handle = open();
+		local function save(landing_page)
+			local invite, draft = prepare(handle);
+			invite.additional_data = { note = ("x"):rep(LIMIT // 2) };
+			invite.landing_page = landing_page;
+			local saved, condition, text = handle:save(invite, draft);
+			return saved and invite, condition, text;
+		end
+		local around = #'{"additional_data":{"note":""},"landing_page":""},,,,';
+		local invite = assert(save(("y"):rep(LIMIT // 2 - around)));
+		assert.equal(LIMIT // 2 - around, #assert(handle:info("account", invite.token)).landing_page);
+		local refused, condition, text = save(("y"):rep(LIMIT // 2));
+		assert.is_nil(refused);
+		assert.equal("not-acceptable", condition);
+		assert.truthy(text:find("64 KiB", 1, true));
+	end);
+
+	it("is read whatever its size where it was stored elsewhere", function ()
+		local handle = open();
+		local note = ("x"):rep(10 * LIMIT);
+		local row = { type = "register", jid = "example.com", token = "large", created_at = 1, expires = 4000000000 };
+		row.additional_data, row.allow_registration = { note = note }, true;
+		assert.equal(1, assert(handle:import_bundled({ large = row }, {})).imported);
+		assert.equal(note, assert(handle:get("large")).additional_data.note);
+	end);
+
+	it("is no longer than 64 KiB where it says why an invite is revoked, and cut where it says who used it", function ()
+		local handle = open();
+		local token, used = create(handle).token, create(handle).token;
+		for _, texts in ipairs({ { ("x"):rep(LIMIT + 1) }, { "x", ("x"):rep(LIMIT) } }) do
+			local revoked, condition = handle:revoke(token, table.unpack(texts));
+			assert.is_nil(revoked);
+			assert.equal("not-acceptable", condition);
+			revoked, condition = handle:revoke_inviter("juliet", true, table.unpack(texts));
+			assert.is_nil(revoked);
+			assert.equal("not-acceptable", condition);
+		end
+		assert.is_table(handle:revoke(token, ("x"):rep(LIMIT)));
+		assert(handle:redeem_at_once({ token = used, purpose = "account", source = ("ä"):rep(LIMIT) }));
+		assert.equal(("ä"):rep(LIMIT // 2), assert(handle:show(used)).redemptions[1].source);
+	end);
 
 	it("is refused without telling the token, even where that is the name of the field", function ()
 		local handle = open();
@@ -729,6 +803,52 @@ describe("two hosts on one database", function ()
 		assert.is_false(there:revoke(token));
 		assert.is_nil(next(pending(there)));
 		assert.truthy(here:get(token));
+	end);
+end);
+
+describe("a purge", function ()
+	local FAR = 4000000000;
+
+	-- Invites that were used, of which a purge that is told of the next minute takes what is not spared.
+	local function used(handle, number)
+		local tokens = {};
+		for i = 1, number do
+			tokens[i] = create(handle, { ttl = math.huge }).token;
+			assert(redeem(handle, tokens[i]));
+		end
+		return tokens;
+	end
+
+	local function row(token)
+		return {
+			type = "register", jid = "example.com", token = token, created_at = 1, expires = FAR, allow_registration = true
+		};
+	end
+
+	local function purge(handle, read) return assert(handle:purge(-60, 10, read)); end
+
+	it("spares what lies in the bundled module's store, and everything while nobody can tell", function ()
+		local handle = open();
+		local tokens = used(handle, 3);
+		assert.equal(0, purge(handle, function () return nil, "it cannot be read"; end));
+		-- Nor is it tried again at once.
+		assert.equal(0, purge(handle, function () error("it is read again"); end));
+
+		handle = open();
+		local function read() return { [tokens[2]] = row(tokens[2]) }, { juliet = { [tokens[3]] = math.huge } }; end
+		assert.equal(1, purge(handle, read));
+		assert.equal(0, purge(handle, read));
+		assert.equal(2, purge(handle, function () return {}, {}; end));
+	end);
+
+	it("knows what was imported without reading it again", function ()
+		local handle = open();
+		local tokens = used(handle, 2);
+		assert.equal(1, assert(handle:import_bundled({ [tokens[1]] = row(tokens[1]) }, {})).known);
+		assert.equal(0, (handle:purge(0, 10, function () error("it is read again"); end)));
+		-- What was stored there since is not known.
+		assert.equal(1, purge(handle, function () return { [tokens[2]] = row(tokens[2]) }, {}; end));
+		assert.same("used", assert(handle:show(tokens[2])).state);
 	end);
 end);
 

@@ -7,6 +7,7 @@ use crate::policy::LimitReached;
 use crate::redemption::{Claim, Refusal};
 use crate::store::StoreError;
 use crate::token::RandomError;
+use crate::value::{MAX_ATTACHED, MAX_DEPTH};
 
 /// Every expected failure. The condition names are those that callers of the bundled module know.
 #[derive(Debug, Error)]
@@ -45,6 +46,12 @@ pub enum InviteError {
 	/// A password reset was to be made for an account that is disabled.
 	#[error("the account is disabled")]
 	AccountDisabled,
+	/// More was attached to it, or given as a reason, than may be; the path of where it was too much.
+	#[error("{0} makes it larger than {limit} KiB, which cannot be stored", limit = MAX_ATTACHED >> 10)]
+	TooLarge(String),
+	/// What is attached to it is nested too deep; the path of where it is.
+	#[error("{0} is nested more than {MAX_DEPTH} tables deep, which cannot be stored")]
+	TooDeep(String),
 	/// Its inviter may not make it.
 	#[error(transparent)]
 	LimitReached(#[from] LimitReached),
@@ -98,6 +105,7 @@ impl InviteError {
 			Self::AccountExists => "conflict",
 			Self::AccountMissing => "item-not-found",
 			Self::AccountDisabled => "not-allowed",
+			Self::TooLarge(_) | Self::TooDeep(_) => "not-acceptable",
 			Self::LimitReached(_) => "policy-violation",
 			Self::TokenBusy => "token-busy",
 			Self::NameMismatch(_) => "name-mismatch",

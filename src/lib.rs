@@ -36,6 +36,7 @@ pub mod policy;
 pub mod redemption;
 pub mod render;
 pub mod service;
+mod signals;
 pub mod stats;
 pub mod store;
 pub mod token;

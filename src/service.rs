@@ -14,9 +14,9 @@ use crate::policy::{Allowance, decide_creation};
 use crate::redemption::{
 	Account, Admission, Claim, LEASE, Purpose, Redeemed, Redemption, decide, decide_name,
 };
-use crate::store::{Carries, InviteStore, Record, StoreError};
+use crate::store::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, ID_DIGITS, IdPrefix, Nonce, Token};
-use crate::value::Table;
+use crate::value::{MAX_ATTACHED, Table};
 
 /// What a caller asks for.
 #[derive(Clone, Debug)]
@@ -402,7 +402,7 @@ impl Invites {
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
 		let claim = self.prepare_claim(attempt, now)?;
-		Ok(self.store.redeem_at_once(&claim, source, now)??)
+		Ok(self.store.redeem_at_once(&claim, source.map(cut), now)??)
 	}
 
 	fn prepare_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Claim, InviteError> {
@@ -433,7 +433,7 @@ impl Invites {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
-		match self.store.redeem(&self.host, digest, nonce, source, now)? {
+		match self.store.redeem(&self.host, digest, nonce, source.map(cut), now)? {
 			Redeemed::Now(invite) => Ok(Some(invite)),
 			Redeemed::Before => Ok(None),
 			Redeemed::Lost => Err(InviteError::ClaimLost),
@@ -549,6 +549,7 @@ impl Invites {
 		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
+		check_reason(why, by)?;
 		Ok(self.store.revoke(&self.host, digest, why, by, now)?)
 	}
 
@@ -584,6 +585,7 @@ impl Invites {
 		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, InviteError> {
+		check_reason(why, by)?;
 		Ok(self.store.retire_inviter(&self.host, inviter, is_branch, why, by, now)?)
 	}
 
@@ -638,13 +640,13 @@ impl Invites {
 		Ok(self.store.extend(&self.host, digest, expires, now)?)
 	}
 
-	/// Removes up to `limit` invites that ended longer ago than `age` seconds. How many; fewer than `limit` means: there are
-	/// no more.
+	/// Removes up to `limit` invites that ended before `before` and may be forgotten. How many; fewer than `limit` means:
+	/// there are no more.
 	///
 	/// # Errors
 	/// When the store fails.
-	pub fn purge(&self, age: i64, limit: u32, now: Timestamp) -> Result<u32, InviteError> {
-		Ok(self.store.purge(&self.host, now.saturating_sub(age), limit)?)
+	pub fn purge(&self, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, InviteError> {
+		Ok(self.store.purge(&self.host, before, limit, bundled)?)
 	}
 
 	/// What `filter` picks among the next `limit` places of a part, and where to go on, unless those were the last.
@@ -699,6 +701,18 @@ impl Invites {
 		page.retain(|invite| invite.state(now) == State::Pending);
 		Ok((page, next))
 	}
+}
+
+/// Whether the texts that say why something is revoked, and by whom, can be kept.
+fn check_reason(why: Option<&str>, by: Option<&str>) -> Result<(), InviteError> {
+	let length: usize = [why, by].into_iter().flatten().map(str::len).sum();
+	if length > MAX_ATTACHED { Err(InviteError::TooLarge("the reason".to_owned())) } else { Ok(()) }
+}
+
+/// As much of a text as can be kept, where it is too late to refuse it.
+fn cut(text: &str) -> &str {
+	let end = (0..=MAX_ATTACHED).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+	text.get(..end.min(text.len())).unwrap_or(text)
 }
 
 /// Whether an invite is one for the purpose, and good now.

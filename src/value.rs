@@ -28,6 +28,10 @@ use thiserror::Error;
 /// Tables may be nested so deep: the outermost is the first.
 pub const MAX_DEPTH: usize = 100;
 
+/// What a caller attaches to an invite may be so long, in bytes of the text that is written of all of it. What is stored is
+/// read however long it is.
+pub const MAX_ATTACHED: usize = 64 << 10;
+
 /// A tagged table is an object around an array, so text may be nested twice as deep, and one for a tagged leaf.
 const MAX_JSON_DEPTH: usize = 2 * MAX_DEPTH + 1;
 
@@ -92,6 +96,22 @@ impl Value {
 	/// None that this type can hold; it stands here because the JSON writer has one.
 	pub fn encode(&self) -> Result<String, DataError> {
 		Ok(serde_json::to_string(self)?)
+	}
+
+	/// Bytes of what [`Value::encode`] writes of it; of a table those of its brackets. A float counts as the longest.
+	#[must_use]
+	pub fn encoded_length(&self) -> usize {
+		match self {
+			Self::Null => "null".len(),
+			Self::Bool(_) => "false".len(),
+			Self::Int(value) => {
+				let digits = value.unsigned_abs().checked_ilog10().unwrap_or(0) as usize + 1;
+				digits + usize::from(*value < 0)
+			}
+			Self::Float(_) => "-2.2250738585072014e-308".len(),
+			Self::Str(bytes) => text_length(bytes),
+			Self::Table(_) => "{}".len(),
+		}
 	}
 
 	/// Reads what [`Value::encode`] wrote.
@@ -268,6 +288,20 @@ impl Table {
 			})
 			.collect()
 	}
+}
+
+/// Bytes of what is written of a string.
+#[must_use]
+pub fn text_length(bytes: &[u8]) -> usize {
+	if std::str::from_utf8(bytes).is_err() {
+		return r#"{"$bytes":""}"#.len() + bytes.len().div_ceil(3) * 4;
+	}
+	let escaped = |byte: &u8| match byte {
+		b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+		0..=0x1f => r"\u0000".len(),
+		_ => 1,
+	};
+	"\"\"".len() + bytes.iter().map(escaped).sum::<usize>()
 }
 
 fn from_text<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, DataError> {
@@ -485,6 +519,27 @@ mod tests {
 			data.encode().unwrap(),
 			r#"{"empty":{},"groups":["ä","b"],"n":9007199254740993,"nothing":null,"roles":{"prosody:admin":true},"x":1.0}"#
 		);
+	}
+
+	#[test]
+	fn the_length_of_what_is_written_is_known_before() {
+		for value in [
+			Value::Null,
+			Value::Bool(false),
+			Value::Int(0),
+			Value::Int(-1),
+			Value::Int(10),
+			Value::Int(i64::MAX),
+			Value::Int(i64::MIN),
+			Value::Float(-f64::MIN_POSITIVE),
+			string(b""),
+			string("\u{0}\u{1f}\"\\\n\r\t\u{8}\u{c}\u{7f}ä🙂/".as_bytes()),
+			string(b"\xff"),
+			string(b"\xffabc"),
+			table(vec![]),
+		] {
+			assert_eq!(value.encoded_length(), value.encode().unwrap().len(), "{}", value.encode().unwrap());
+		}
 	}
 
 	#[test]

@@ -44,6 +44,7 @@ local SENTENCES = {
 	["item-not-found"] = "There is no such account";
 	["account-unknown"] = "There is no such account, or it cannot be looked up at the moment";
 	["not-allowed"] = "The account is disabled";
+	["not-acceptable"] = "That is more than can be stored with an invitation";
 	["jid-malformed"] = "This is not a possible username";
 	["internal-server-error"] = "The invitation could not be stored, please try again later";
 };

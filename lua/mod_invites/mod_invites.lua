@@ -146,6 +146,10 @@ local function failed(condition, text)
 		error(text, 0);
 	elseif condition == "internal-server-error" or condition == "feature-not-implemented" then
 		report(text);
+	elseif condition == "not-acceptable" then
+		-- Callers do not get the text, which names the key.
+		if prosodyctl.is_running() then prosodyctl.complain(text); end
+		if not is_prosodyctl then module:log("warn", "Refused: %s", text); end
 	end
 	return nil, condition;
 end
@@ -624,9 +628,12 @@ function why(named, username)
 end
 
 -- Removes up to `limit` of what ended longer ago than so many seconds, but nothing that a stream may still have
--- validated: how many, and whether there may be more.
+-- validated, nor what the next start would take over from the bundled module's store as if it were new: how many, and
+-- whether there may be more.
 function purge(age, limit)
-	return told(handle:purge(math.floor(math.max(age, shortest_history)), limit));
+	return told(handle:purge(math.floor(math.max(age, shortest_history)), limit, function ()
+		return bundled.read(module.host); -- nil where nobody can tell
+	end));
 end
 
 -- What prosodyctl and the shell print: see the methods of the library.

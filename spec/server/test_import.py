@@ -206,13 +206,20 @@ def test_what_was_used_here_never_comes_back_from_the_bundled_store(moved: Calla
         """
     )
     server = moved(True)
-    assert server.eval('return (module:depends("invites").use(args.token))', token=token) is True
+    use = """
+        local invites = module:depends("invites");
+        local endless = invites.create_account(nil, nil, math.huge);
+        assert(invites.revoke(invites.create_account(nil, nil, math.huge).token));
+        return invites.use(args.token), invites.use(endless.token);
+    """
+    assert server.eval(use, token=token) == (True, True)
     server.stop()
     with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database, database:
         long_ago = "UPDATE invite SET created_at = created_at - 100000000, ended_at = ended_at - 100000000"
-        assert database.execute(long_ago).rowcount == 1
+        assert database.execute(long_ago).rowcount == 3
     done = server.prosodyctl("mod_invites", "purge", "example.com", "--older-than", "1 day")
-    assert (done.returncode, done.stderr) == (0, "")
+    made_here = "2 invites were removed from the history of example.com\n"
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", made_here)
     assert get(moved(True), token)[1] == "token-invalid"
 
 

@@ -331,7 +331,7 @@ async def test_a_contact_is_made_whatever_a_handler_before_does(host: Host) -> N
     async with await login(host.server, "juliet", "secret", host.name) as juliet:
         juliet.send_presence(to=f"nurse@{host.name}", type="subscribe", token=token)
         await juliet.roster()  # answered after it
-    assert contact(host, "nurse", f"juliet@{host.name}") == "from"
+    assert contact(host, "nurse", f"juliet@{host.name}") == "both"
     assert host.rows("SELECT uses FROM invite WHERE host = ?") == [(1,)]
     assert host.errors(about="presence/bare")
 

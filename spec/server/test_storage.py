@@ -80,6 +80,42 @@ def test_the_files_are_for_the_user_of_prosody_alone(make: Make, user: str | Non
     assert owners(server) == {name: (uid, "600") for name in files}
 
 
+@as_root
+def test_a_database_that_root_makes_is_the_servers(make: Make) -> None:
+    """As it is where root's prosodyctl does not become another user, and the server has not made any invite yet."""
+    server = make(user="nobody", start=False)
+    generated = server.prosodyctl("--root", "mod_invites", "generate", "example.com")
+    assert (generated.returncode, generated.stderr) == (0, "")
+    token = generated.stdout.strip().partition("preauth=")[2]
+    uid = pwd.getpwnam("nobody").pw_uid
+    assert {owner for owner, _ in owners(server).values()} == {uid}
+    server.start()
+    assert validity(server, token) == (True, None)
+    assert server.prosodyctl("--root", "mod_invites", "generate", "example.com").returncode == 0
+    assert owners(server) == {f"invites.sqlite3{suffix}": (uid, "600") for suffix in ("", "-wal", "-shm")}
+
+
+def test_invites_survive_that_files_of_the_database_are_deleted_under_processes_that_have_them_open(make: Make) -> None:
+    """Each of the two would overwrite what the other has committed since."""
+    server = make()
+    tokens = [server.eval(CREATE)]
+    create = 'local invite, why = module:depends("invites").create_account(); return invite and invite.token, why;'
+    for suffixes in (["-shm"], ["-wal"], ["-wal", "-shm"]):
+        for suffix in suffixes:
+            Path(f"{database(server)}{suffix}").unlink()
+        if "-wal" in suffixes:
+            # Before somebody else opens it: what was only in the log is saved by whoever has it open.
+            assert server.eval(create) == (None, "internal-server-error")
+        tokens.append(generate(server))
+        if "-wal" not in suffixes:
+            assert server.eval(create) == (None, "internal-server-error")
+        tokens += [server.eval(CREATE), generate(server), server.eval(CREATE)]
+        assert [validity(server, token) for token in tokens] == [(True, None)] * len(tokens)
+    assert len([error for error in errors(server) if "was deleted or replaced" in error]) == 3
+    server.restart()
+    assert [validity(server, token) for token in tokens] == [(True, None)] * len(tokens)
+
+
 @pytest.mark.parametrize("daemonize", [False, True], ids=["-F", "-D"])
 def test_the_database_is_opened_at_first_use(make: Make, daemonize: bool) -> None:
     server = make(daemonize=daemonize)

@@ -11,7 +11,7 @@ use mlua::{Function, Lua, Result as LuaResult, Table, Value};
 
 use super::Failure;
 use super::table::{Seconds, absorb, describe, end, expires, whole_seconds};
-use super::value::Null;
+use super::value::{Null, Room};
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::redemption::Purpose;
@@ -136,7 +136,7 @@ impl Bundled {
 		// Written otherwise, they would count as fields that say something else than the columns.
 		row.raw_set("created_at", created_at)?;
 		row.raw_set("jid", invite.jid())?;
-		Ok(absorb(&mut invite, &token, row, &self.null)?.map(|()| invite))
+		Ok(absorb(&mut invite, &token, row, &self.null, Room::stored())?.map(|()| invite))
 	}
 
 	fn read_user_row(

@@ -37,7 +37,9 @@
 //! whole unix seconds.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use mlua::{
 	BString, Function, Lua, LuaString, Result as LuaResult, Table, UserData, UserDataMethods, UserDataRef,
@@ -47,13 +49,13 @@ use mlua::{
 use super::bundled::Bundled;
 use super::table::{Seconds, claims, describe, limit, summary, take_over, validated, whole_seconds};
 use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
-use crate::clock;
+use crate::clock::{self, Timestamp};
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type, local_user};
 use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Purpose};
 use crate::service::{Attempt, Invites, Request};
-use crate::store::Record;
+use crate::store::{Bundled as Tokens, Record};
 use crate::token::{Digest, Nonce, Token};
 
 /// Asks for invites of every kind, not for those alone that allow to register an account.
@@ -69,6 +71,13 @@ pub(super) struct Handle {
 	pub(super) invites: Invites,
 	policy: Policy,
 	pub(super) bundled: Bundled,
+	last_read: RefCell<Option<Read>>,
+}
+
+/// What the bundled module's store held when it was last read.
+struct Read {
+	at: Timestamp,
+	tokens: Rc<Tokens>,
 }
 
 /// A prepared invite as it was before handlers saw it.
@@ -108,11 +117,18 @@ type Validated = (Table, Option<Vec<String>>, bool);
 type Page = (Vec<Table>, Option<BString>);
 
 impl UserData for Draft {}
+
+impl Draft {
+	fn without_token(&self, text: &str) -> String {
+		text.replace(self.token.reveal(), "(the token)")
+	}
+}
+
 impl UserData for Key {}
 
 impl Handle {
 	pub(super) const fn new(invites: Invites, policy: Policy, bundled: Bundled) -> Self {
-		Self { invites, policy, bundled }
+		Self { invites, policy, bundled, last_read: RefCell::new(None) }
 	}
 
 	fn prepare(&self, lua: &Lua, request: &Table) -> LuaResult<Result<(Table, Draft), Failure>> {
@@ -209,8 +225,12 @@ impl Handle {
 		Ok(match take_over(&mut invite, &draft.token, table, &self.bundled.null)? {
 			Ok(restored) => Ok((invite, restored)),
 			// The name of a field may be, or hold, the token.
-			Err(Failure::Misuse(text)) => {
-				Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)")))
+			Err(Failure::Misuse(text)) => Err(Failure::Misuse(draft.without_token(&text))),
+			Err(Failure::Invite(InviteError::TooLarge(path))) => {
+				Err(InviteError::TooLarge(draft.without_token(&path)).into())
+			}
+			Err(Failure::Invite(InviteError::TooDeep(path))) => {
+				Err(InviteError::TooDeep(draft.without_token(&path)).into())
 			}
 			Err(failure) => Err(failure),
 		})
@@ -237,6 +257,7 @@ impl Handle {
 	) -> LuaResult<Result<Table, Failure>> {
 		let now = clock::now();
 		let found = self.bundled.read(self.invites.host(), host_rows, user_rows, now)?;
+		let tokens = tokens(&found.invites);
 		let (expired, good): (Vec<Invite>, Vec<Invite>) =
 			found.invites.into_iter().partition(|invite| invite.is_expired(now));
 		let records: Vec<Record> = good.into_iter().map(Record::from).collect();
@@ -247,12 +268,39 @@ impl Handle {
 				Err(error) => return Ok(Err(error.into())),
 			}
 		}
+		self.last_read.replace(Some(Read { at: now, tokens: Rc::new(tokens) }));
 		let counts = lua.create_table()?;
 		counts.raw_set("imported", imported)?;
 		counts.raw_set("known", records.len() - imported)?;
 		counts.raw_set("expired", expired.len())?;
 		counts.raw_set("unreadable", found.unreadable)?;
 		Ok(Ok(counts))
+	}
+
+	/// The tokens that lie in the bundled module's store, for a purge of what ended before `before`. What was put there
+	/// since it was read was still good then: only such is exported to it. So it has to be read again only if that was
+	/// earlier.
+	pub(super) fn bundled_tokens(
+		&self,
+		before: Timestamp,
+		now: Timestamp,
+		read: &Function,
+	) -> LuaResult<Rc<Tokens>> {
+		if let Some(last) = &*self.last_read.borrow()
+			&& last.is_good_for(before, now)
+		{
+			return Ok(Rc::clone(&last.tokens));
+		}
+		let tokens = match read.call(())? {
+			(Value::Table(host_rows), Value::Table(user_rows)) => {
+				let found = self.bundled.read(self.invites.host(), Some(&host_rows), &user_rows, now)?;
+				tokens(&found.invites)
+			}
+			_ => Tokens::Unknown,
+		};
+		let tokens = Rc::new(tokens);
+		self.last_read.replace(Some(Read { at: now, tokens: Rc::clone(&tokens) }));
+		Ok(tokens)
 	}
 
 	fn bundled_rows(&self, lua: &Lua) -> LuaResult<Result<(Table, Table, usize, usize), Failure>> {
@@ -537,6 +585,23 @@ impl Handle {
 			Err(error) => Ok(Err(error.into())),
 		}
 	}
+}
+
+impl Read {
+	/// Seconds between two attempts to read a store that could not be read.
+	const PAUSE: i64 = 3600;
+
+	fn is_good_for(&self, before: Timestamp, now: Timestamp) -> bool {
+		match *self.tokens {
+			Tokens::Known(_) => self.at >= before,
+			Tokens::Unknown => (self.at..self.at.saturating_add(Self::PAUSE)).contains(&now),
+		}
+	}
+}
+
+/// Those of invites that were read from the bundled module's store.
+fn tokens(invites: &[Invite]) -> Tokens {
+	Tokens::Known(invites.iter().map(|invite| (invite.digest, invite.expires)).collect())
 }
 
 /// What was given as a token: nothing is an error of its own, anything but a string is no token of ours.

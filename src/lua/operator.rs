@@ -12,7 +12,7 @@
 //! | `stats_text { json, width }` | lines |
 //! | `set_paused(token, is_paused)` | `true`, or `false` if it has ended or was so already |
 //! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
-//! | `purge(age, limit)` | how many invites were removed, at most so many, and whether there may be more |
+//! | `purge(age, limit, read_bundled)` | how many invites were removed, at most so many, and whether there may be more; `read_bundled()` returns what `import_bundled` takes, or nil where it cannot be read |
 //! | `why { token, purpose, invitee, depends_on }` | `true` if the attempt would succeed; nothing is changed |
 //! | `revoke_inviter(username, is_branch, why, by)` | list of summaries |
 //! | `branch(username)` | list of `{ username, depth, inviter, joined_at }`, the user first and after everybody those whom they brought |
@@ -25,7 +25,7 @@
 
 use std::collections::HashMap;
 
-use mlua::{BString, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
+use mlua::{BString, Function, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
 
 use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
@@ -295,9 +295,20 @@ impl Handle {
 		}))
 	}
 
-	fn purge(&self, age: i64, limit: u32) -> Result<(u32, bool), Failure> {
-		let purged = self.invites.purge(age, limit, clock::now())?;
-		Ok((purged, purged == limit))
+	fn purge(
+		&self,
+		age: i64,
+		limit: u32,
+		read_bundled: &Function,
+	) -> LuaResult<Result<(u32, bool), Failure>> {
+		if !self.invites.carries().history {
+			return Ok(Ok((0, false)));
+		}
+		let now = clock::now();
+		let before = now.saturating_sub(age);
+		let bundled = self.bundled_tokens(before, now, read_bundled)?;
+		let purged = self.invites.purge(before, limit, &bundled);
+		Ok(purged.map(|purged| (purged, purged == limit)).map_err(Failure::from))
 	}
 
 	fn count_open(&self, after: Option<&BString>) -> Result<(u32, Option<BString>), Failure> {
@@ -384,7 +395,9 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("extend", |lua, this, (token, ttl): (Value, Value)| {
 		outcome(this.extend(lua, &token, &ttl))
 	});
-	methods.add_method("purge", |_, this, (age, limit): (i64, u32)| Ok(Outcome(this.purge(age, limit))));
+	methods.add_method("purge", |_, this, (age, limit, read_bundled): (i64, u32, Function)| {
+		outcome(this.purge(age, limit, &read_bundled))
+	});
 	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
 	methods.add_method(
 		"revoke_inviter",

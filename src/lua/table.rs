@@ -2,14 +2,13 @@
 
 use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
-use super::value::{Null, read, write, write_entries};
+use super::value::{Null, Room, read_field, write, write_entries};
 use super::{Failure, is_truthy, set_some};
 use crate::clock::{self, Timestamp};
 use crate::invite::{Invite, Kind, Type};
 use crate::listing::Part;
 use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::Token;
-use crate::value::Value as Stored;
 
 /// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it. Without a token the public
 /// id stands in its place, and there are no links.
@@ -93,7 +92,7 @@ pub(super) fn take_over(
 		}
 		restored.push(name);
 	}
-	Ok(absorb(invite, token, table, null)?.map(|()| restored))
+	Ok(absorb(invite, token, table, null, Room::attached())?.map(|()| restored))
 }
 
 /// Whether the columns of an invite say of it what a field of its table says, so that the field need not be kept.
@@ -113,12 +112,13 @@ fn says(invite: &Invite, token: &Token, name: &str, value: &Value) -> bool {
 	}
 }
 
-/// Takes over what an invite table says beyond the identity of the invite.
+/// Takes over what an invite table says beyond the identity of the invite, for which there is so much room.
 pub(super) fn absorb(
 	invite: &mut Invite,
 	token: &Token,
 	table: &Table,
 	null: &Null,
+	mut room: Room,
 ) -> LuaResult<Result<(), Failure>> {
 	invite.expires = match end(&table.raw_get("expires")?) {
 		Ok(expires) => expires,
@@ -144,12 +144,12 @@ pub(super) fn absorb(
 				key.type_name()
 			))));
 		};
-		let name = name.as_bytes().to_vec();
+		let name = name.as_bytes();
 		if str::from_utf8(&name).is_ok_and(|name| says(invite, token, name, &value)) {
 			continue;
 		}
-		match read(value, &name.escape_ascii().to_string(), null)? {
-			Ok(value) => fields.push((Stored::Str(name), value)),
+		match read_field(&name, value, null, &mut room)? {
+			Ok(field) => fields.push(field),
 			Err(failure) => return Ok(Err(failure)),
 		}
 	}

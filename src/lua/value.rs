@@ -3,7 +3,8 @@
 use mlua::{Lua, Result as LuaResult, Table, Value};
 
 use super::Failure;
-use crate::value::{MAX_DEPTH, Table as StoredTable, Value as Stored};
+use crate::error::InviteError;
+use crate::value::{MAX_ATTACHED, MAX_DEPTH, Table as StoredTable, Value as Stored, text_length};
 
 /// Up to here a double holds every whole number.
 const WHOLE_LIMIT: i64 = 1 << 53;
@@ -22,17 +23,62 @@ impl Null {
 	}
 }
 
+/// How much may still be read, in bytes of the text that is to be written of it.
+pub(super) struct Room(usize);
+
+impl Room {
+	/// Of what a caller attaches to one invite. A table that holds another one twice is two: without a bound, twenty small
+	/// tables would be a million.
+	pub(super) const fn attached() -> Self {
+		Self(MAX_ATTACHED)
+	}
+
+	/// Of what was stored, and so fitted somewhere.
+	pub(super) const fn stored() -> Self {
+		Self(usize::MAX)
+	}
+
+	/// Takes so much away, unless there is no more.
+	fn take(&mut self, length: usize) -> Option<()> {
+		self.0 = self.0.checked_sub(length)?;
+		Some(())
+	}
+}
+
 /// Copies a value. What cannot be stored (a function, a userdata, a cycle, tables nested too deep) is named by its
 /// path, beginning with `name`.
 pub(super) fn read(value: Value, name: &str, null: &Null) -> LuaResult<Result<Stored, Failure>> {
-	let mut reader = Reader { null, path: name.to_owned(), parents: Vec::new() };
-	reader.value(value)
+	Reader { null, path: name.to_owned(), parents: Vec::new(), room: &mut Room::stored() }.value(value)
 }
+
+/// The same of a field of a table, and its name. What there is no room for is named by its path, too.
+pub(super) fn read_field(
+	name: &[u8],
+	value: Value,
+	null: &Null,
+	room: &mut Room,
+) -> LuaResult<Result<(Stored, Stored), Failure>> {
+	let mut reader = Reader { null, path: shown(name), parents: Vec::new(), room };
+	match reader.text(name).and_then(|name| reader.take(PUNCTUATION).map(|()| name)) {
+		Ok(name) => Ok(reader.value(value)?.map(|value| (name, value))),
+		Err(failure) => Ok(Err(failure)),
+	}
+}
+
+/// Around the entries of a table.
+const BRACKETS: usize = "{}".len();
+
+/// What separates an entry from the next one, and its key from its value.
+const PUNCTUATION: usize = ",:".len();
+
+/// Bytes of a key in a path.
+const MAX_STEP: usize = 100;
 
 struct Reader<'a> {
 	null: &'a Null,
 	path: String,
 	parents: Vec<*const std::ffi::c_void>,
+	room: &'a mut Room,
 }
 
 impl Reader<'_> {
@@ -40,18 +86,29 @@ impl Reader<'_> {
 		Failure::Misuse(format!("{} {why}", self.path))
 	}
 
+	fn take(&mut self, length: usize) -> Result<(), Failure> {
+		self.room.take(length).ok_or_else(|| InviteError::TooLarge(self.path.clone()).into())
+	}
+
+	fn text(&mut self, bytes: &[u8]) -> Result<Stored, Failure> {
+		// What is far too long is not looked at.
+		self.take(if bytes.len() > self.room.0 { bytes.len() } else { text_length(bytes) })?;
+		Ok(Stored::Str(bytes.to_vec()))
+	}
+
 	fn value(&mut self, value: Value) -> LuaResult<Result<Stored, Failure>> {
-		Ok(Ok(match value {
+		let stored = match value {
 			Value::Boolean(value) => Stored::Bool(value),
 			Value::Integer(value) => integer(value),
 			Value::Number(value) => number(value),
-			Value::String(value) => Stored::Str(value.as_bytes().to_vec()),
+			Value::String(value) => return Ok(self.text(&value.as_bytes())),
 			Value::Table(table) if self.null.is(&table) => Stored::Null,
 			Value::Table(table) => return self.table(&table),
 			other => {
 				return Ok(Err(self.refuse(&format!("is a {}, which cannot be stored", other.type_name()))));
 			}
-		}))
+		};
+		Ok(self.take(stored.encoded_length()).map(|()| stored))
 	}
 
 	fn table(&mut self, table: &Table) -> LuaResult<Result<Stored, Failure>> {
@@ -59,9 +116,10 @@ impl Reader<'_> {
 			return Ok(Err(self.refuse("holds itself, which cannot be stored")));
 		}
 		if self.parents.len() == MAX_DEPTH {
-			return Ok(Err(
-				self.refuse(&format!("is nested more than {MAX_DEPTH} tables deep, which cannot be stored"))
-			));
+			return Ok(Err(InviteError::TooDeep(self.path.clone()).into()));
+		}
+		if let Err(failure) = self.take(BRACKETS) {
+			return Ok(Err(failure));
 		}
 		self.parents.push(table.to_pointer());
 		let mut entries = Vec::new();
@@ -69,7 +127,13 @@ impl Reader<'_> {
 			let (key, value) = pair?;
 			let length = self.path.len();
 			self.path.push_str(&step(&key));
+			if let Err(failure) = self.take(PUNCTUATION) {
+				return Ok(Err(failure));
+			}
+			let position = i64::try_from(entries.len() + 1).unwrap_or(i64::MAX);
 			let key = match key {
+				// The keys of a list are not written.
+				Value::Integer(key) if key == position => Stored::Int(key),
 				Value::Table(_) => {
 					return Ok(Err(self.refuse("has a table as its key, which cannot be stored")));
 				}
@@ -89,10 +153,17 @@ impl Reader<'_> {
 	}
 }
 
+fn shown(key: &[u8]) -> String {
+	match key.get(..MAX_STEP) {
+		Some(begin) if begin.len() < key.len() => format!("{}…", begin.escape_ascii()),
+		_ => key.escape_ascii().to_string(),
+	}
+}
+
 /// How a key is written in a path.
 fn step(key: &Value) -> String {
 	match key {
-		Value::String(key) => format!(".{}", key.as_bytes().escape_ascii()),
+		Value::String(key) => format!(".{}", shown(&key.as_bytes())),
 		Value::Integer(key) => format!("[{key}]"),
 		Value::Number(key) => format!("[{key}]"),
 		Value::Boolean(key) => format!("[{key}]"),

@@ -9,7 +9,7 @@
 #[cfg(test)]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Carries, InviteStore, Record, StoreError};
+use super::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::check::Level;
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
@@ -733,7 +733,7 @@ pub(crate) fn who_brought_an_account_is_known_and_the_last_registration_counts(s
 	assert_eq!(store.import_lineage("example.com", &members).unwrap(), 1);
 	assert_eq!(store.import_lineage("example.com", &members).unwrap(), 0);
 	assert_eq!([names("juliet"), names("tracked")], [["romeo"], ["paris"]]);
-	store.purge("example.com", NOW + 1, 10).unwrap();
+	store.purge("example.com", NOW + 1, 10, &Bundled::Unknown).unwrap();
 	assert_eq!(names("juliet"), ["romeo"], "the invite is gone, who used it is known");
 	register(store, &later, "romeo", NOW + 1);
 	assert_eq!((names("juliet"), names("nurse")), (vec![], vec!["romeo".to_owned()]));
@@ -1065,8 +1065,8 @@ pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_cla
 		let claim = claim(invite, Purpose::Account, name, used_at);
 		store.redeem_at_once(&claim, None, used_at).unwrap().unwrap();
 	}
-	assert_eq!(store.purge("example.net", NOW + 10, 10).unwrap(), 0);
-	assert_eq!(store.purge("example.com", NOW + 10, 10).unwrap(), 1);
+	assert_eq!(store.purge("example.net", NOW + 10, 10, &Bundled::Unknown).unwrap(), 0);
+	assert_eq!(store.purge("example.com", NOW + 10, 10, &Bundled::Unknown).unwrap(), 1);
 	assert_eq!(store.find(&early.host, &early.digest).unwrap(), None);
 	assert_eq!(store.redemptions(&early.host, &early.digest).unwrap(), []);
 	assert_eq!(store.redemptions(&late.host, &late.digest).unwrap().len(), 1);
@@ -1074,8 +1074,8 @@ pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_cla
 		store.redeem(&held.host, &held.digest, &held.nonce, None, NOW + 20).unwrap(),
 		Redeemed::Now(_)
 	));
-	assert_eq!(store.purge("example.com", NOW + 1000, 1).unwrap(), 1);
-	assert_eq!(store.purge("example.com", NOW + 1000, 10).unwrap(), 1);
+	assert_eq!(store.purge("example.com", NOW + 1000, 1, &Bundled::Unknown).unwrap(), 1);
+	assert_eq!(store.purge("example.com", NOW + 1000, 10, &Bundled::Unknown).unwrap(), 1);
 	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);
 }
 
@@ -1083,17 +1083,38 @@ pub(crate) fn a_purge_spares_what_would_be_good_if_it_were_taken_in_again(store:
 	if !store.carries().history {
 		return;
 	}
-	let [used, endless] = [("used", Some(NOW + 60)), ("endless", None)]
-		.map(|(token, expires)| Invite { expires, ..account(token) });
-	for invite in [&used, &endless] {
+	let [used, endless, revoked, open] =
+		[("used", Some(NOW + 60)), ("endless", None), ("revoked", None), ("open", None)]
+			.map(|(token, expires)| Invite { expires, ..account(token) });
+	for (invite, at) in [(&used, NOW), (&endless, NOW + 1), (&revoked, NOW + 2), (&open, NOW)] {
 		store.create(invite).unwrap();
-		assert!(redeem_once(store, invite));
+		match at {
+			_ if invite.digest == open.digest => (),
+			_ if invite.digest == revoked.digest => {
+				store.revoke(&invite.host, &invite.digest, None, None, at).unwrap().unwrap();
+			}
+			_ => {
+				store.redeem_at_once(&claim(invite, Purpose::Account, "x", at), None, at).unwrap().unwrap();
+			}
+		}
 	}
-	assert_eq!(store.purge("example.com", NOW + 60, 10).unwrap(), 0);
+	let purge =
+		|before, limit, bundled: &Bundled| store.purge("example.com", before, limit, bundled).unwrap();
+	assert_eq!(purge(NOW + 60, 10, &Bundled::Unknown), 0, "any of them may be taken in again");
 	assert_eq!(store.import(&[used.clone().into(), endless.clone().into()]).unwrap(), 0);
-	assert_eq!(store.purge("example.com", NOW + 61, 10).unwrap(), 1);
-	assert_eq!(store.purge("example.com", NOW + 1_000_000, 10).unwrap(), 0);
-	assert_eq!(store.import(&[endless.into()]).unwrap(), 0);
+	let both = Bundled::Known([(used.digest, Some(NOW + 60)), (endless.digest, None)].into());
+	// What is spared is not in the way of what is not, nor is it counted.
+	assert_eq!(purge(NOW + 2, 1, &both), 0, "it ended later");
+	assert_eq!(purge(NOW + 3, 1, &both), 1);
+	assert_eq!(store.find(&revoked.host, &revoked.digest).unwrap(), None);
+	assert_eq!(purge(NOW + 60, 10, &both), 0);
+	assert_eq!(purge(NOW + 61, 10, &both), 1, "its token there has expired, too");
+	assert_eq!(store.find(&used.host, &used.digest).unwrap(), None);
+	assert_eq!(purge(NOW + 1_000_000, 10, &Bundled::Unknown), 0);
+	assert_eq!(store.import(&[endless.clone().into()]).unwrap(), 0);
+	assert_eq!(purge(NOW + 1_000_000, 10, &Bundled::Known([(used.digest, None)].into())), 1);
+	assert_eq!(store.redemptions(&endless.host, &endless.digest).unwrap(), []);
+	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);
 }
 
 pub(crate) fn looking_at_a_claim_makes_none(store: &dyn InviteStore) {

@@ -7,7 +7,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Carries, InviteStore, Record, StoreError};
+use super::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
@@ -848,13 +848,15 @@ impl<B: Backing> InviteStore for MemoryStore<B> {
 		Ok((count, last.and_then(|invite| invite.position(Part::Open, Timestamp::MIN))))
 	}
 
-	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError> {
 		self.change(host, |content| {
 			let is_claimed = |digest: &Digest| {
 				content.claims.values().any(|claim| claim.host == host && claim.digest == *digest)
 			};
-			let is_before = |end: Option<Timestamp>| end.is_some_and(|end| end < before);
-			let is_over = |invite: &Invite| is_before(invite.ended_at) && is_before(invite.expires);
+			let is_over = |invite: &Invite| {
+				invite.ended_at.is_some_and(|ended_at| ended_at < before)
+					&& !bundled.spares(&invite.digest, invite.expires, before)
+			};
 			let mut over = content.digests(host, |invite| is_over(invite) && !is_claimed(&invite.digest));
 			over.truncate(at_most(limit));
 			for digest in &over {

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod postgres;
 pub mod sqlite;
 
+use std::collections::HashMap;
 use std::error::Error;
 
 use thiserror::Error;
@@ -103,6 +104,40 @@ impl Carries {
 			return Err(StoreError::Unsupported { what: "what was given with an invite for a contact" });
 		}
 		self.admit(record)
+	}
+}
+
+/// The tokens that lie in the bundled module's store, from which each start of a server takes in those that it does not
+/// know. So what was used or revoked has to stay known as long as its token lies there with an end that is to come, or it
+/// would be good once more.
+#[derive(Debug)]
+pub enum Bundled {
+	/// Nobody can tell: any invite may be among them.
+	Unknown,
+	/// These, with their ends there (none: never).
+	Known(HashMap<Digest, Option<Timestamp>>),
+}
+
+impl Bundled {
+	/// Invites that are looked at in vain, at most, where nobody can tell.
+	const IN_VAIN: usize = 1000;
+
+	/// Whether an invite that may be purged otherwise, with this end, is to be spared.
+	pub(crate) fn spares(&self, digest: &Digest, expires: Option<Timestamp>, before: Timestamp) -> bool {
+		let end = match self {
+			Self::Unknown => Some(expires),
+			Self::Known(ends) => ends.get(digest).copied(),
+		};
+		end.is_some_and(|end| end.is_none_or(|end| end >= before))
+	}
+
+	/// How many invites have to be looked at to find so many that are not spared.
+	pub(crate) fn looked_at(&self, limit: u32) -> u32 {
+		let spared = match self {
+			Self::Unknown => Self::IN_VAIN,
+			Self::Known(ends) => ends.len(),
+		};
+		limit.saturating_add(u32::try_from(spared).unwrap_or(u32::MAX))
 	}
 }
 
@@ -378,15 +413,12 @@ pub trait InviteStore {
 		limit: u32,
 	) -> Result<(u32, Option<Position>), StoreError>;
 
-	/// Removes up to `limit` invites that ended before `before`, whose own end (`expires`) is before it too, and on which
+	/// Removes up to `limit` invites that ended before `before`, that are not [`Bundled`] with an end to come, and on which
 	/// there is no claim, with their uses. How many; fewer than `limit` means: there are no more.
-	///
-	/// As long as its own end is to come, what was used or revoked has to stay known: the token may lie elsewhere, in the
-	/// bundled module's store, a backup or an export, and would be taken in again as if it were new.
 	///
 	/// # Errors
 	/// When the storage fails.
-	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError>;
+	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError>;
 
 	/// Every use of an invite, in the order in which they were made (of two in one second, in that of their nonces). None
 	/// where the store does not carry [`Carries::history`].

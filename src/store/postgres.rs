@@ -43,11 +43,11 @@ pub use self::address::AddressError;
 use self::connection::{Connection, Params};
 use self::statements::{
 	ALL_INVITES, ALL_INVITES_LOCKED, CLAIM, CLAIMS, COUNT_OPEN, DUE_LOCKED, FIND, FIND_LOCKED, HISTORY_PART,
-	INVITES_OF_INVITER, IS_CLAIMED, IS_DUE, IS_OVER, OPEN_INVITES, OPEN_INVITES_OF_INVITERS_LOCKED,
-	OPEN_INVITES_OF_USER, OPEN_INVITES_OF_USER_LOCKED, OPEN_PART, OVER_LOCKED, PURGE, PURGE_REDEMPTIONS,
-	REDEEMED_CLAIM, RELEASE, RENEW, digest, read_claim, read_invite,
+	INVITES_OF_INVITER, IS_CLAIMED, IS_DUE, OPEN_INVITES, OPEN_INVITES_OF_INVITERS_LOCKED,
+	OPEN_INVITES_OF_USER, OPEN_INVITES_OF_USER_LOCKED, OPEN_PART, OVER, OVER_LOCKED, PURGE,
+	PURGE_REDEMPTIONS, REDEEMED_CLAIM, RELEASE, RENEW, digest, digest_and_end, read_claim, read_invite,
 };
-use super::{Carries, InviteStore, Record, StoreError};
+use super::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
@@ -598,17 +598,28 @@ impl InviteStore for PostgresStore {
 		})
 	}
 
-	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError> {
 		let doing = "purging invites";
 		// Nearly always there is none, and looking for them needs no lock.
-		let is_over = self
-			.connection
-			.call(doing, async |session| session.is_there(IS_OVER, &[&host, &before]).await)?;
-		if !is_over {
+		let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+		let mut over = Vec::new();
+		for looked_at in [limit, bundled.looked_at(limit)] {
+			over = self.connection.call(doing, async |session| {
+				session.all(OVER, &[&host, &before, &i64::from(looked_at)], digest_and_end).await
+			})?;
+			let has_all = over.len() < wanted;
+			over.retain(|(digest, expires)| !bundled.spares(digest, *expires, before));
+			if has_all || over.len() >= wanted {
+				break;
+			}
+		}
+		over.truncate(wanted);
+		if over.is_empty() {
 			return Ok(0);
 		}
+		let over: Vec<_> = over.iter().map(|(digest, _)| &digest.as_bytes()[..]).collect();
 		let purged = self.connection.change(doing, async |session, lost: Option<&Vec<Digest>>| {
-			let over = session.all(OVER_LOCKED, &[&host, &before, &i64::from(limit)], digest).await?;
+			let over = session.all(OVER_LOCKED, &[&host, &before, &over], digest).await?;
 			let over: Vec<_> = over.iter().map(|digest| &digest.as_bytes()[..]).collect();
 			let mut purged = session.all(PURGE, &[&host, &over], digest).await?;
 			let gone: Vec<_> = purged.iter().map(|digest| &digest.as_bytes()[..]).collect();

@@ -11,6 +11,7 @@ pub mod backup;
 mod check;
 mod checkpoint;
 mod connection;
+mod files;
 mod statements;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
@@ -19,15 +20,15 @@ pub use self::connection::SqliteStore;
 use self::connection::Trouble;
 use self::statements::{
 	ALL_INVITES, COUNT_OPEN, DUE, HISTORY_PART, IMPORT, INVITES_OF_INVITER, IS_REDEEMED,
-	OPEN_INVITES_OF_INVITER, OPEN_PART, OVER, PURGE, PURGE_REDEMPTIONS, RENEW, all, brought_by, count,
-	create, find, insert, insert_redemption, keep_member, lineage, open_invites_of_user, page, read_claim,
-	read_digest, read_invite, redemptions, release, retire, update, usage, view, view_name,
+	OPEN_INVITES_OF_INVITER, OPEN_PART, PURGE, PURGE_REDEMPTIONS, RENEW, all, brought_by, count, create,
+	find, insert, insert_redemption, keep_member, lineage, open_invites_of_user, over, page, read_claim,
+	read_invite, redemptions, release, retire, update, usage, view, view_name,
 };
 pub use self::statements::{
 	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM,
 	REDEMPTION, UPDATE,
 };
-use super::{Carries, InviteStore, Record, StoreError};
+use super::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
@@ -46,7 +47,7 @@ impl InviteStore for SqliteStore {
 		let doing = "storing an invite";
 		if invite.username.is_none() {
 			// Nothing can be superseded, and one statement is a transaction of its own.
-			return self.with(doing, |connection| create(connection, invite));
+			return self.write(doing, |connection| create(connection, invite));
 		}
 		self.change(doing, |connection| create(connection, invite))
 	}
@@ -206,11 +207,11 @@ impl InviteStore for SqliteStore {
 	}
 
 	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
-		self.with("releasing an invite", |connection| release(connection, host, nonce, only_stale))
+		self.write("releasing an invite", |connection| release(connection, host, nonce, only_stale))
 	}
 
 	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		self.with("renewing a claim", |connection| {
+		self.write("renewing a claim", |connection| {
 			let renewed = connection.prepare_cached(RENEW)?.execute(
 				named_params! { ":host": host, ":nonce": nonce.as_bytes(), ":lease_end": lease_end },
 			)?;
@@ -455,10 +456,13 @@ impl InviteStore for SqliteStore {
 		})
 	}
 
-	fn purge(&self, host: &str, before: Timestamp, limit: u32) -> Result<u32, StoreError> {
+	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError> {
 		let doing = "purging invites";
-		let params = named_params! { ":host": host, ":before": before, ":limit": limit };
-		let over = |connection: &Connection| all(connection, OVER, params, read_digest);
+		let looked_at = bundled.looked_at(limit);
+		let over = |connection: &Connection| {
+			let params = named_params! { ":host": host, ":before": before, ":limit": looked_at };
+			over(connection, params, limit, |digest, expires| !bundled.spares(digest, expires, before))
+		};
 		// Nearly always there is none, and looking for them needs no lock.
 		if self.with(doing, |connection| Ok(over(connection)?.is_empty()))? {
 			return Ok(0);

@@ -26,6 +26,7 @@ use tokio_postgres::{Client, Error, Row, Statement};
 
 use super::address::Address;
 use crate::clock::Stopwatch;
+use crate::signals;
 use crate::store::StoreError;
 
 /// Every schema there was; the newest version in the table `migration` says how many of them the database has seen.
@@ -169,7 +170,8 @@ impl Connection {
 		let mut used = link.take();
 		let attempts =
 			async { tokio::time::timeout(self.deadline, self.attempts(doing, &mut used, work)).await };
-		let failure = match runtime.block_on(attempts) {
+		// It starts a thread to look a host's name up.
+		let failure = match runtime.block_on(signals::blocked_in(attempts)) {
 			Ok(Ok(done)) => {
 				(*link, *away) = (used, None);
 				return Ok(done);

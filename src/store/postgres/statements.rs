@@ -70,13 +70,13 @@ pub(super) const HISTORY_PART: &str = "(SELECT *, ended_at AS over_at FROM invit
 pub(super) const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = $1 AND ended_at IS NULL \
 	AND (created_at, digest) < ($2, $3) ORDER BY created_at DESC, digest DESC LIMIT $4";
 
-pub(super) const IS_OVER: &str =
-	"SELECT FROM invite WHERE host = $1 AND ended_at < $2 AND expires < $2 LIMIT 1";
+/// The invites that may be purged, apart from those that are spared.
+pub(super) const OVER: &str = "SELECT digest, expires FROM invite WHERE host = $1 AND ended_at < $2 \
+	AND digest NOT IN (SELECT digest FROM claim WHERE host = $1) ORDER BY ended_at LIMIT $3";
 
 /// What somebody else works on is for the next time.
-pub(super) const OVER_LOCKED: &str = "SELECT digest FROM invite WHERE host = $1 AND ended_at < $2 AND expires < $2 \
-	AND digest NOT IN (SELECT digest FROM claim WHERE host = $1) \
-	ORDER BY ended_at LIMIT $3 FOR UPDATE SKIP LOCKED";
+pub(super) const OVER_LOCKED: &str = "SELECT digest FROM invite WHERE host = $1 AND digest = ANY($3) AND ended_at < $2 \
+	FOR UPDATE SKIP LOCKED";
 
 /// By now they are locked, so that no claim is made any more; one may have been made before.
 pub(super) const PURGE: &str = "DELETE FROM invite WHERE host = $1 AND digest = ANY($2) \
@@ -151,6 +151,10 @@ pub(super) fn bytes<const LENGTH: usize>(row: &Row, column: &str) -> Result<[u8;
 
 pub(super) fn digest(row: &Row) -> Result<Digest, Trouble> {
 	bytes(row, "digest").map(Digest::from_bytes)
+}
+
+pub(super) fn digest_and_end(row: &Row) -> Result<(Digest, Option<Timestamp>), Trouble> {
+	Ok((digest(row)?, row.try_get("expires")?))
 }
 
 pub(super) fn nonce(row: &Row, column: &str) -> Result<Nonce, Trouble> {

@@ -6,6 +6,7 @@
 //! where there is one, nothing is restored.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use rusqlite::{Connection, OpenFlags, named_params};
 use tempfile::NamedTempFile;
 
 use super::connection::{Connecting, RETRY_INTERVAL, SqliteStore, is_current, migrate, version};
+use super::files::{directory_of, give_to_owner_of};
 use crate::clock::Timestamp;
 use crate::store::StoreError;
 
@@ -73,7 +75,17 @@ impl SqliteStore {
 			return Err(problem(to, "exists already: name a new file"));
 		}
 		let directory = directory_of(to);
-		let scratch = NamedTempFile::new_in(directory).map_err(|error| refuse("", &error))?;
+		let is_beside_database =
+			directory.canonicalize().ok() == directory_of(&self.path).canonicalize().ok();
+		let create = || {
+			let scratch = NamedTempFile::new_in(directory)?;
+			if is_beside_database {
+				// Anywhere else it belongs to whoever asked for it.
+				give_to_owner_of(directory, scratch.as_file())?;
+			}
+			Ok(scratch)
+		};
+		let scratch = create().map_err(|error: io::Error| refuse("", &error))?;
 		self.with("copying the database", |connection| {
 			let mut copy = Connection::open(scratch.path())?;
 			copy_all(connection, &mut copy, self.lock_wait)?;
@@ -95,7 +107,9 @@ impl SqliteStore {
 		let cannot =
 			|error: &dyn std::fmt::Display| problem(from, &format!("cannot be read as a backup: {error}"));
 		// Beside the database: it will be as large.
-		let scratch = NamedTempFile::new_in(directory_of(&self.path)).map_err(|error| cannot(&error))?;
+		let beside = directory_of(&self.path);
+		let scratch = NamedTempFile::new_in(beside).map_err(|error| cannot(&error))?;
+		give_to_owner_of(beside, scratch.as_file()).map_err(|error| cannot(&error))?;
 		let read = || -> Result<Vec<String>, Connecting> {
 			let backup = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
 			let mut copy = Connection::open(scratch.path())?;
@@ -192,10 +206,6 @@ fn copy_all(from: &Connection, to: &mut Connection, lock_wait: Duration) -> Resu
 			}
 		}
 	}
-}
-
-fn directory_of(path: &Path) -> &Path {
-	path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn problem(path: &Path, problem: &str) -> StoreError {

@@ -1,9 +1,10 @@
 //! What an operator wants to know of the database file.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::connection::{SqliteStore, version};
+use super::files::with_suffix;
 use crate::check::Finding;
 use crate::clock::Timestamp;
 
@@ -87,10 +88,4 @@ impl SqliteStore {
 		});
 		findings
 	}
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-	let mut name = path.as_os_str().to_owned();
-	name.push(suffix);
-	name.into()
 }

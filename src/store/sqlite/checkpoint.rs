@@ -4,7 +4,7 @@
 //! By default SQLite does this within whichever commit makes the log long, and waits for the disk there: tens of
 //! milliseconds in which a Prosody serves nobody. Here such a commit wakes a thread with a connection of its own, which
 //! does the work while others go on reading and writing. The thread is started when there is work for the first time, so
-//! never before Prosody has forked, and ends with the connection that it works for.
+//! never before Prosody has forked, and ends before the connection that it works for.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, OpenFlags};
 
+use super::files::Files;
 use crate::clock::Stopwatch;
+use crate::signals;
 
 /// Pages that the log may be ahead of the database: SQLite's own default.
 pub(super) const PAGES: i32 = 1000;
@@ -45,13 +48,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long others are kept out, at most, while a patient process waits for those who read.
 const EMPTYING: Duration = Duration::from_millis(10);
 
-/// Looks after the log of one connection. To be dropped after it.
+/// Looks after the log of one connection. To be dropped before it.
 #[derive(Debug)]
 pub(super) struct Checkpointer(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
 	path: PathBuf,
+	/// Those of the connection.
+	files: Arc<Files>,
 	/// Whether nobody waits for this process but for what it writes: it then keeps the log short for the others.
 	is_patient: bool,
 	/// While it keeps others out to do so.
@@ -85,10 +90,12 @@ impl Checkpointer {
 	pub(super) fn attach(
 		connection: &mut Connection,
 		path: &Path,
+		files: Arc<Files>,
 		lock_wait: Duration,
 	) -> Result<Self, rusqlite::Error> {
 		let shared = Arc::new(Shared {
 			path: path.to_owned(),
+			files,
 			is_patient: lock_wait >= PATIENCE,
 			is_emptying: AtomicBool::new(false),
 			log: Log::default(),
@@ -150,9 +157,9 @@ impl Shared {
 		if worker.is_none() {
 			let (wake, woken) = sync_channel(1);
 			let shared = Arc::clone(self);
-			let thread = std::thread::Builder::new().name("invites-log".to_owned());
+			let thread = signals::spawn("invites-log", move || shared.work(&woken));
 			// Without the thread the log grows, and the next commit tries again.
-			*worker = thread.spawn(move || shared.work(&woken)).ok().map(|thread| Worker { wake, thread });
+			*worker = thread.ok().map(|thread| Worker { wake, thread });
 		}
 		if worker.as_ref().is_none_or(|worker| worker.wake.try_send(()).is_err()) {
 			self.log.is_awake.store(false, Ordering::Relaxed);
@@ -181,11 +188,18 @@ impl Shared {
 	}
 
 	fn checkpoint(&self, connection: &mut Option<Connection>) -> Result<(), rusqlite::Error> {
+		if !self.files.are_there() {
+			// What the log's index says may not be so any more. The next change sees it, too, and says so.
+			return Ok(());
+		}
 		let connection = match connection {
 			Some(connection) => connection,
 			none => {
 				let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-				none.insert(Connection::open_with_flags(&self.path, flags)?)
+				let opened = Connection::open_with_flags(&self.path, flags)?;
+				// Whether there is anything to be done then, whoever closes the other connection knows.
+				opened.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+				none.insert(opened)
 			}
 		};
 		let _moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);

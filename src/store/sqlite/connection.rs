@@ -2,17 +2,18 @@
 //! what an operator is told of the errors of SQLite.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::checkpoint::Checkpointer;
+use super::files::{self, Files};
 use crate::store::StoreError;
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
@@ -52,13 +53,36 @@ pub struct SqliteStore {
 
 #[derive(Debug)]
 struct Opened {
-	connection: Connection,
-	/// Dropped after the connection, which wakes it.
+	/// Dropped before the connection, which is to be the last: how it is closed is decided here.
 	_checkpointer: Checkpointer,
+	connection: Connection,
 	/// Who opened it: not to be used by a child of that process.
 	process: u32,
-	/// Which file it is, whatever lies under its name later: device and inode.
-	file: (u64, u64),
+	files: Arc<Files>,
+}
+
+impl Opened {
+	/// Fails if one of the files that are open has lost its name: everybody else uses others by now, and what is written
+	/// to this one is lost.
+	fn check_files(&self) -> Result<(), Trouble> {
+		let lost = self.files.lost(&self.connection).map(Path::to_owned);
+		lost.map_or(Ok(()), |lost| Err(Trouble::Replaced(lost)))
+	}
+}
+
+impl Drop for Opened {
+	/// The last to close a database moves the log into it and deletes -wal and -shm, by their names. If these are
+	/// somebody else's by now, that would lose what others have committed since.
+	fn drop(&mut self) {
+		if self.process != std::process::id() || self.files.lost(&self.connection).is_none() {
+			return;
+		}
+		if self.files.must_save_log() {
+			// Where this fails, nothing else would help.
+			let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+		}
+		let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+	}
 }
 
 impl SqliteStore {
@@ -96,8 +120,23 @@ impl SqliteStore {
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
 		self.run(doing, |opened| {
-			self.check_file(opened)?;
+			opened.check_files()?;
 			work(&opened.connection)
+		})
+	}
+
+	/// The same for work that changes something. Where one of the files was lost meanwhile, nobody knows whether that is
+	/// among what others see.
+	pub(super) fn write<T>(
+		&self,
+		doing: &str,
+		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
+		self.run(doing, |opened| {
+			opened.check_files()?;
+			let done = work(&opened.connection)?;
+			opened.check_files()?;
+			Ok(done)
 		})
 	}
 
@@ -112,17 +151,10 @@ impl SqliteStore {
 		self.run(doing, |opened| {
 			let found = work(&opened.connection);
 			if !matches!(found, Ok(Some(_))) {
-				self.check_file(opened)?;
+				opened.check_files()?;
 			}
 			found
 		})
-	}
-
-	/// Fails if another file, or none, has the name of the one that is open: everybody else uses that one by now, and what
-	/// is written to this one is lost.
-	fn check_file(&self, opened: &Opened) -> Result<(), Trouble> {
-		let is_there = self.file().is_ok_and(|file| file == opened.file);
-		is_there.then_some(()).ok_or(Trouble::Replaced)
 	}
 
 	fn run<T>(&self, doing: &str, work: impl FnOnce(&Opened) -> Result<T, Trouble>) -> Result<T, StoreError> {
@@ -131,14 +163,17 @@ impl SqliteStore {
 			Some(current) => current,
 			none => {
 				let mut connection = self.open()?;
-				let checkpointer = Checkpointer::attach(&mut connection, &self.path, self.lock_wait)
-					.map_err(|error| self.explain("opening", error))?;
-				let file = self.file().map_err(|error| self.unavailable("cannot be looked at", error))?;
+				let files = Files::of(&self.path)
+					.map(Arc::new)
+					.map_err(|error| self.unavailable("cannot be looked at", error))?;
+				let checkpointer =
+					Checkpointer::attach(&mut connection, &self.path, Arc::clone(&files), self.lock_wait)
+						.map_err(|error| self.explain("opening", error))?;
 				none.insert(Opened {
-					connection,
 					_checkpointer: checkpointer,
+					connection,
 					process: std::process::id(),
-					file,
+					files,
 				})
 			}
 		};
@@ -154,12 +189,13 @@ impl SqliteStore {
 		match work(current) {
 			Ok(done) => Ok(done),
 			Err(Trouble::Store(error)) => Err(error),
-			Err(Trouble::Replaced) => {
+			Err(Trouble::Replaced(file)) => {
 				*opened = None;
 				Err(StoreError::Unusable {
 					problem: format!(
-						"the database {} was deleted or replaced while it was in use; the next call opens what lies there now",
-						self.path.display()
+						"the file {} of the database was deleted or replaced while it was in use; the next call opens what \
+						 lies there now",
+						file.display()
 					),
 					source: None,
 				})
@@ -184,17 +220,13 @@ impl SqliteStore {
 		doing: &str,
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
-		self.with(doing, |connection| {
+		self.write(doing, |connection| {
 			connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
 			let _undone = Undone(connection);
 			let done = work(connection)?;
 			connection.prepare_cached("COMMIT")?.execute(())?;
 			Ok(done)
 		})
-	}
-
-	pub(super) fn file(&self) -> io::Result<(u64, u64)> {
-		std::fs::metadata(&self.path).map(|file| (file.dev(), file.ino()))
 	}
 
 	pub(super) fn open(&self) -> Result<Connection, StoreError> {
@@ -214,15 +246,14 @@ impl SqliteStore {
 		self.connect().map_err(|error| self.explain_connecting(error))
 	}
 
-	/// SQLite would create the file with the process's umask; its -wal and -shm take over the mode it finds.
+	/// SQLite would create the file with the process's umask and owner; its -wal and -shm take over the ones they find.
 	pub(super) fn create_file(&self) -> Result<(), StoreError> {
-		match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.path) {
-			Ok(_) => {
-				let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-				File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all()).map_err(
-					|source| self.unavailable("was created, but its directory could not be written to disk", source),
-				)
-			}
+		match files::create(&self.path) {
+			Ok(_) => File::open(files::directory_of(&self.path))
+				.and_then(|directory| directory.sync_all())
+				.map_err(|source| {
+					self.unavailable("was created, but its directory could not be written to disk", source)
+				}),
 			Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
 			Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.unusable(
 				"cannot be created because its directory does not exist: create it, owned by the user that Prosody runs as",
@@ -345,8 +376,8 @@ impl Drop for Undone<'_> {
 pub(super) enum Trouble {
 	Sqlite(rusqlite::Error),
 	Store(StoreError),
-	/// The file that is open is no longer the one that has its name.
-	Replaced,
+	/// The file of this path is no longer the one that is open.
+	Replaced(PathBuf),
 }
 
 impl From<rusqlite::Error> for Trouble {

@@ -51,8 +51,8 @@ pub(super) const HISTORY_PART: &str = "SELECT *, ended_at AS over_at FROM invite
 pub(super) const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = :host AND ended_at IS NULL \
 	AND (created_at, digest) < (:at, :digest) ORDER BY created_at DESC, digest DESC LIMIT :limit";
 
-/// The invites that are to be purged.
-pub(super) const OVER: &str = "SELECT digest FROM invite WHERE host = :host AND ended_at < :before AND expires < :before \
+/// The invites that are to be purged, apart from those that are spared.
+pub(super) const OVER: &str = "SELECT digest, expires FROM invite WHERE host = :host AND ended_at < :before \
 	AND digest NOT IN (SELECT digest FROM claim WHERE host = :host) ORDER BY ended_at LIMIT :limit";
 
 pub(super) const PURGE: &str = "DELETE FROM invite WHERE host = :host AND digest = :digest";
@@ -175,8 +175,25 @@ pub(super) fn read_invite(row: &Row<'_>) -> Result<Invite, Trouble> {
 	})
 }
 
-pub(super) fn read_digest(row: &Row<'_>) -> Result<Digest, Trouble> {
-	Ok(Digest::from_bytes(row.get("digest")?))
+/// The first of the invites that are [`OVER`], up to `limit`, that `which` picks by its digest and its end.
+pub(super) fn over(
+	connection: &Connection,
+	params: &[(&str, &dyn ToSql)],
+	limit: u32,
+	which: impl Fn(&Digest, Option<Timestamp>) -> bool,
+) -> Result<Vec<Digest>, Trouble> {
+	let mut statement = connection.prepare_cached(OVER)?;
+	let mut rows = statement.query(params)?;
+	let mut found = Vec::new();
+	while u32::try_from(found.len()).is_ok_and(|found| found < limit)
+		&& let Some(row) = rows.next()?
+	{
+		let digest = Digest::from_bytes(row.get(0)?);
+		if which(&digest, row.get(1)?) {
+			found.push(digest);
+		}
+	}
+	Ok(found)
 }
 
 const UNKNOWN_PURPOSE: &str = "the purpose of its use is unknown";

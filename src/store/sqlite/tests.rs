@@ -1,6 +1,6 @@
 //! What SQLite adds to the promises that every store keeps.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +63,38 @@ fn the_files_are_for_their_owner_alone() {
 	modes.sort();
 	let expected = ["invites.sqlite3", "invites.sqlite3-shm", "invites.sqlite3-wal"];
 	assert_eq!(modes, expected.map(|name| (name.to_owned(), 0o600)));
+}
+
+#[test]
+fn files_that_root_creates_belong_to_the_owner_of_their_directory() {
+	let (scratch, path) = scratch();
+	let (user, group) = (4711, 4712);
+	if std::os::unix::fs::chown(scratch.path(), Some(user), Some(group)).is_err() {
+		return; // Only root can.
+	}
+	let store = SqliteStore::new(&path, LOCK_WAIT);
+	store.create(&sample("example.com", "t")).unwrap();
+	let beside = scratch.path().join("backup");
+	store.back_up(&beside).unwrap();
+	let elsewhere = tempfile::tempdir().unwrap();
+	store.back_up(&elsewhere.path().join("backup")).unwrap();
+	let _held = store.read_backup(&beside).unwrap();
+	let owners = || -> Vec<(u32, u32)> {
+		let entries = std::fs::read_dir(scratch.path()).unwrap();
+		entries.map(|entry| entry.unwrap().metadata().unwrap()).map(|file| (file.uid(), file.gid())).collect()
+	};
+	assert_eq!(
+		owners(),
+		[(user, group); 5],
+		"the database, its -wal and -shm, the copy and what is read of it"
+	);
+	let of_caller = elsewhere.path().join("backup").metadata().unwrap().uid();
+	assert_eq!(of_caller, elsewhere.path().metadata().unwrap().uid());
+	let backup = store.read_backup(&beside).unwrap();
+	store.restore(&backup, false, 1).unwrap();
+	drop((backup, store));
+	SqliteStore::new(&path, LOCK_WAIT).create(&sample("example.com", "u")).unwrap();
+	assert_eq!(owners(), [(user, group); 3], "the database, the copy, and what is left is gone");
 }
 
 #[test]
@@ -474,6 +506,127 @@ fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts(
 	store.create(&new).unwrap();
 	assert_eq!(SqliteStore::new(&path, LOCK_WAIT).find(&new.host, &new.digest).unwrap(), Some(new));
 	drop(scratch);
+}
+
+/// What somebody may do to files of a database that is in use. In no case may a change be acknowledged that is not there
+/// afterwards; where `saves`, what was acknowledged before is there, too.
+fn a_change_notices(what: &str, saves: bool, damage: impl Fn(&dyn Fn(&str) -> PathBuf)) {
+	let (_scratch, path) = scratch();
+	let file = |suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
+	let store = SqliteStore::new(&path, SHORT_WAIT);
+	let before: Vec<_> = (0..200)
+		.map(|index| Invite { username: None, ..sample("example.com", &format!("{index}")) })
+		.collect();
+	store.import(&before[..100].iter().cloned().map(Record::from).collect::<Vec<_>>()).unwrap();
+	for invite in &before[100..] {
+		store.create(invite).unwrap();
+	}
+	damage(&file);
+	let lost = Invite { username: None, ..sample("example.com", "lost") };
+	let error = store.create(&lost).unwrap_err().to_string();
+	assert!(error.contains("was deleted or replaced"), "{what}: {error}");
+	let after = Invite { username: None, ..sample("example.com", "after") };
+	store.create(&after).unwrap();
+	let find = |store: &SqliteStore, invite: &Invite| store.find(&invite.host, &invite.digest).unwrap();
+	drop(store);
+	let store = SqliteStore::new(&path, SHORT_WAIT);
+	assert_eq!(find(&store, &after).as_ref(), Some(&after), "{what}");
+	assert_eq!(find(&store, &lost), None, "{what}");
+	if saves {
+		for invite in &before {
+			assert_eq!(find(&store, invite).as_ref(), Some(invite), "{what}");
+		}
+	}
+}
+
+#[test]
+fn a_log_or_index_that_is_deleted_or_replaced_is_noticed_and_no_invite_is_lost() {
+	let remove = |path: PathBuf| std::fs::remove_file(path).unwrap();
+	a_change_notices("index deleted", true, |file| remove(file("-shm")));
+	a_change_notices("log deleted", true, |file| remove(file("-wal")));
+	a_change_notices("both deleted", true, |file| {
+		remove(file("-wal"));
+		remove(file("-shm"));
+	});
+	a_change_notices("index moved", true, |file| std::fs::rename(file("-shm"), file("-moved")).unwrap());
+	a_change_notices("log moved", true, |file| std::fs::rename(file("-wal"), file("-moved")).unwrap());
+	a_change_notices("log replaced by a copy", true, |file| {
+		std::fs::copy(file("-wal"), file("-copy")).unwrap();
+		std::fs::rename(file("-copy"), file("-wal")).unwrap();
+	});
+	a_change_notices("index replaced by an empty one", true, |file| {
+		remove(file("-shm"));
+		std::fs::write(file("-shm"), "").unwrap();
+	});
+}
+
+#[test]
+fn a_log_is_never_taken_for_that_of_another_database_and_goes_with_its_own() {
+	let (scratch, path) = scratch();
+	let [old, common] =
+		["old", "common"].map(|token| Invite { username: None, ..sample("example.com", token) });
+	let store = SqliteStore::new(&path, SHORT_WAIT);
+	store.create(&common).unwrap();
+	let copy = scratch.path().join("copy");
+	store.back_up(&copy).unwrap();
+	store.create(&old).unwrap();
+	let moved = scratch.path().join("moved");
+	std::fs::rename(&path, &moved).unwrap();
+	std::fs::rename(&copy, &path).unwrap();
+	let new = Invite { username: None, ..sample("example.com", "new") };
+	store.create(&new).unwrap_err();
+	store.create(&new).unwrap();
+	let found = |store: &SqliteStore| {
+		[&old, &common, &new].map(|invite| store.find(&invite.host, &invite.digest).unwrap().is_some())
+	};
+	assert_eq!(found(&store), [false, true, true]);
+	let findings = store.check("example.com", 2_000_000_000);
+	assert!(findings.iter().all(|finding| finding.level != crate::check::Level::Critical), "{findings:?}");
+	assert_eq!(found(&SqliteStore::new(&moved, SHORT_WAIT)), [true, true, false]);
+}
+
+#[test]
+fn files_that_are_cut_off_are_noticed() {
+	let cut = |path: PathBuf| drop(std::fs::File::create(path).unwrap());
+	a_change_notices("log cut off", false, |file| cut(file("-wal")));
+	a_change_notices("database cut off", false, |file| cut(file("")));
+	a_change_notices("all deleted", false, |file| {
+		for suffix in ["", "-wal", "-shm"] {
+			std::fs::remove_file(file(suffix)).unwrap();
+		}
+	});
+}
+
+#[test]
+fn a_process_that_ends_spares_what_others_have_committed_to_files_of_the_same_names() {
+	let (_scratch, path) = scratch();
+	let store = SqliteStore::new(&path, SHORT_WAIT);
+	store.create(&sample("example.com", "t")).unwrap();
+	let [log, index] = ["-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", path.display())));
+	std::fs::remove_file(&index).unwrap();
+	std::fs::write(&index, "of another process").unwrap();
+	drop(store);
+	assert!(log.exists() && index.exists());
+}
+
+#[test]
+fn a_database_that_a_restored_backup_makes_shorter_is_no_other_one() {
+	let (scratch, path) = scratch();
+	let (server, operator) = (SqliteStore::new(&path, SHORT_WAIT), SqliteStore::new(&path, LOCK_WAIT));
+	server.create(&Invite { username: None, ..sample("example.com", "t") }).unwrap();
+	let backup = backup(&operator, &scratch.path().join("backup"));
+	let many: Vec<_> = (0..3000).map(|index| sample("example.com", &format!("{index}")).into()).collect();
+	operator.import(&many).unwrap();
+	let checkpoint = || {
+		let other = Connection::open(&path).unwrap();
+		other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+		std::fs::metadata(&path).unwrap().len()
+	};
+	let long = checkpoint();
+	server.create(&Invite { username: None, ..sample("example.com", "u") }).unwrap();
+	operator.restore(&backup, false, 1).unwrap();
+	assert!(checkpoint() < long);
+	server.create(&Invite { username: None, ..sample("example.com", "v") }).unwrap();
 }
 
 #[test]

@@ -1,0 +1,61 @@
+"""Prosody's signals are handled in the thread that runs Lua, whatever other threads the library has started."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prosody import Prosody
+
+#: More than the log may be ahead of the database before a thread moves its pages there.
+MANY = 2500
+
+#: Looking the name of this host up takes a thread, too. That nothing listens there does not matter.
+POSTGRESQL = 'invite_storage = "postgresql"; invite_postgresql = "postgresql://user:secret@localhost:1/invites";'
+
+SIGHUPS = 200
+DEADLINE = 20
+
+
+def blocked_by_thread(server: Prosody) -> dict[str, set[int]]:
+    """The signals that each thread but the main one blocks, by the thread's id and name."""
+    blocked = {}
+    for task in Path(f"/proc/{server.pid}/task").iterdir():
+        if int(task.name) != server.pid:
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+            mask = int(status["SigBlk"], 16)
+            blocked[f"{task.name} {status['Name']}"] = {
+                number for number in signal.valid_signals() if mask >> number - 1 & 1
+            }
+    return blocked
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_every_thread_but_the_main_one_blocks_all_signals(
+    prosody: Callable[..., Prosody], native_lua: Path, version: str
+) -> None:
+    posix = ("posix",) if version.startswith("0.") else ()
+    server = prosody(
+        plugin_paths=(native_lua,),
+        modules=("invites", "invites_register", *posix),
+        hosts={"example.com": "", "example.net": POSTGRESQL},
+        log_level="info",
+    )
+    server.eval(f'assert(module:depends("invites").create_invites({{}}, {MANY}));', timeout=DEADLINE)
+    server.eval('assert(not module:depends("invites").create_account());', host="example.net")
+    until(lambda: len(blocked_by_thread(server)) >= 2)
+    blocked = blocked_by_thread(server)
+    assert any("invites-log" in name for name in blocked)
+    assert blocked == dict.fromkeys(blocked, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+    for count in range(1, SIGHUPS + 1):
+        assert server.pid
+        os.kill(server.pid, signal.SIGHUP)
+        until(lambda: server.log().count("Received SIGHUP") == count)
+    assert server.eval('return module:depends("invites").create_account() ~= nil;') is True
