@@ -29,6 +29,7 @@ build = {
 			["mod_invites.bundled"] = "lua/mod_invites/bundled.lib.lua",
 			["mod_invites.check"] = "lua/mod_invites/check.lib.lua",
 			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
+			["mod_invites.guard"] = "lua/mod_invites/guard.lib.lua",
 			["mod_invites.limits"] = "lua/mod_invites/limits.lib.lua",
 			["mod_invites.lineage"] = "lua/mod_invites/lineage.lib.lua",
 			["mod_invites.metrics"] = "lua/mod_invites/metrics.lib.lua",

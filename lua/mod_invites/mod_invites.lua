@@ -8,20 +8,24 @@
 -- The library must be of this version: the two are installed together.
 local VERSION = "0.1.0";
 
+local function refuse_registration(event)
+	event.allowed = false;
+	event.reason = "Registration is closed because of a problem with this server's invitations";
+	event.error_type, event.error_condition = "wait", "internal-server-error";
+	return true;
+end
+
 -- mod_invites_register refuses registrations without an invite, but only if its dependencies work.
 local function close_registration()
 	if module.host == "*" or not module:get_option_boolean("registration_invite_only", true) then return; end
-	module:hook("user-registering", function (event)
-		event.allowed = false;
-		event.reason = "Registration is closed because of a problem with this server's invitations";
-		event.error_type, event.error_condition = "wait", "internal-server-error";
-		return true;
-	end, 1000000);
+	module:hook("user-registering", refuse_registration, 1000000);
 end
 
 local has_all_parts, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
+	-- First: it is needed most where one of the others fails.
+	module:require("guard").stand(refuse_registration);
 	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
 		module:require("native"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
 end);

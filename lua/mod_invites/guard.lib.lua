@@ -1,0 +1,73 @@
+-- Keeps registration closed where it is by invitation only and mod_invites_register, which sees to that, is not loaded:
+-- it is unloaded together with this module, and mod_register_ibr alone lets everybody in. So the guard is added to the
+-- host's events directly, not through the module API: it stays when this module is unloaded, and ends with the host.
+
+local compat = module.compat;
+
+local config = compat.lib("core.configmanager");
+local modulemanager = compat.lib("core.modulemanager");
+local timer = compat.lib("util.timer");
+
+local guard = {};
+
+-- Before every handler that could end the event.
+local PRIORITY = 1000000;
+
+-- Whether the configuration, as it is now, lets nobody register without an invite.
+local function is_invite_only(host)
+	local value = config.get(host, "registration_invite_only");
+	if value == false or value == "false" or value == 0 then return false; end
+	-- It raises an error if modules_enabled is no list.
+	local is_known, modules = pcall(modulemanager.get_modules_for_host, host);
+	return not is_known or modules:contains("invites_register");
+end
+
+-- Guards this module's host from now on, in the place of the guard that an earlier load of this module has left.
+-- `refuse(event)` refuses a registration.
+function guard.stand(refuse)
+	if module.host == "*" or compat.is_prosodyctl then return; end
+	local host, host_session = module.host, prosody.hosts[module.host];
+	local previous = host_session.invites_guard;
+	local this = { is_reported = previous and previous.is_reported; handlers = {} };
+
+	local function is_needed()
+		if modulemanager.is_loaded(host, "invites_register") or not is_invite_only(host) then
+			this.is_reported = false;
+			return false;
+		end
+		if not this.is_reported then
+			this.is_reported = true;
+			module:log("warn", "Nobody can register on %s: registration is by invitation only, and mod_invites_register "
+				.."is not loaded. Load it again; or, to let everybody register, remove \"invites_register\" from "
+				.."modules_enabled or set registration_invite_only = false, and reload the configuration", host);
+		end
+		return true;
+	end
+
+	-- Once all modules are loaded or unloaded, or the host is gone. A timer of the module would end with it.
+	local function look_soon()
+		timer.add_task(0, function ()
+			if prosody.hosts[host] == host_session and host_session.invites_guard == this then is_needed(); end
+		end);
+	end
+
+	this.handlers["user-registering"] = function (event)
+		if is_needed() then
+			refuse(event);
+			return true;
+		end
+	end;
+	this.handlers["module-loaded"] = look_soon;
+	this.handlers["module-unloaded"] = look_soon;
+
+	for name, handler in pairs(this.handlers) do
+		host_session.events.add_handler(name, handler, PRIORITY);
+	end
+	for name, handler in pairs(previous and previous.handlers or {}) do
+		host_session.events.remove_handler(name, handler);
+	end
+	rawset(host_session, "invites_guard", this);
+	look_soon();
+end
+
+return guard;
