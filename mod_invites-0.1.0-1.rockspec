@@ -37,6 +37,7 @@ build = {
 			["mod_invites.prosodyctl"] = "lua/mod_invites/prosodyctl.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",
+			["mod_invites.stores"] = "lua/mod_invites/stores.lib.lua",
 			["mod_invites.transfer"] = "lua/mod_invites/transfer.lib.lua",
 		},
 		lib = {

@@ -128,9 +128,9 @@ end
 -- What still lies in the bundled module's store, where anybody who can read it can use it.
 local function check_bundled(host, warn, _, add)
 	if config.get(host, "invite_storage") == "prosody" then return; end
-	local host_rows, user_rows = module:require("bundled").read(host);
-	if not host_rows then
-		warn("the store of the bundled module cannot be read: "..tostring(user_rows));
+	local is_read, host_rows, user_rows = pcall(module:require("bundled").read, host);
+	if not is_read or not host_rows then
+		warn("the store of the bundled module cannot be read: "..tostring(is_read and user_rows or host_rows));
 		return;
 	end
 	local count = 0;

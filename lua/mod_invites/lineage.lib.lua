@@ -3,27 +3,39 @@
 
 local compat = module.compat;
 
-local storagemanager = compat.lib("core.storagemanager");
+local stores = module:require("stores");
 
 local lineage = {};
 
 -- Users in one batch, and seconds between two of them: each is a read of a file, and nobody else is to wait.
 local BATCH, PAUSE = 20, 0.1;
 
--- The users of a host whom it knows, and its store; or nil and an error.
+-- Seconds until the store is opened again, if that failed.
+local RETRY = 60;
+
+-- The users of a host whom it knows, and its store; or nil and an error. None where there can be none.
 local function tracked_users(host)
-	local store, err = storagemanager.open(host, "invites_tracking");
-	if not store then return nil, err; end
+	local store, err, is_final = stores.open(host, "invites_tracking");
+	if not store then
+		if is_final then return {}; end
+		return nil, err;
+	end
 	local usernames = {};
-	-- Some drivers list other things among the users, and that module keeps its own notes under " ".
-	for username in store:users() do
-		if type(username) == "string" and username:match("%S") then table.insert(usernames, username); end
+	-- That module keeps its own notes under " ".
+	for _, username in ipairs(stores.has_users(store) and stores.users(store) or {}) do
+		if username:match("%S") then table.insert(usernames, username); end
 	end
 	return usernames, store;
 end
 
--- How many tokens lie there; or nil and an error.
-function lineage.count_tracked(host)
+-- A driver that raises an error has failed like another.
+local function protect(f, ...)
+	local ok, result, err = pcall(f, ...);
+	if not ok then return nil, tostring(result); end
+	return result, err;
+end
+
+local function count_tracked(host)
 	local usernames, store = tracked_users(host);
 	if not usernames then return nil, store; end
 	local count = 0;
@@ -33,6 +45,11 @@ function lineage.count_tracked(host)
 		if tracked and tracked.invite_id then count = count + 1; end
 	end
 	return count;
+end
+
+-- How many tokens lie there; or nil and an error.
+function lineage.count_tracked(host)
+	return protect(count_tracked, host);
 end
 
 -- Hands lists of { username, source, token, joined_at } to `import` until all have been read. Nothing is changed there.
@@ -45,7 +62,7 @@ function lineage.import_tracked(import, report)
 		for _ = 1, BATCH do
 			local username = table.remove(usernames);
 			if not username then break; end
-			local tracked, err = store:get(username);
+			local tracked, err = protect(store.get, store, username);
 			if err then
 				report(("who invited %s could not be read from the store of mod_invites_tracking: %s"):format(username, err));
 			elseif tracked and type(tracked.invite_source) == "string" and type(tracked.invite_id) == "string" then
@@ -61,10 +78,10 @@ function lineage.import_tracked(import, report)
 
 	module:add_timer(0, function ()
 		if usernames then return next_batch(); end
-		usernames, store = tracked_users(module.host);
+		usernames, store = protect(tracked_users, module.host);
 		if not usernames then
 			report("the store of mod_invites_tracking cannot be read: "..tostring(store));
-			return nil;
+			return RETRY;
 		end
 		return next_batch();
 	end);

@@ -104,6 +104,12 @@ end
 
 local function open_handle()
 	if not native then return closed(problem); end
+	local unusable = storage == "prosody" and bundled.unusable(module.host);
+	if unusable then
+		problem = ("invite_storage = \"prosody\", and the host's storage cannot keep invites (%s): configure another driver "
+			.."for storage.invite_token, or use invite_storage = \"sqlite\""):format(unusable);
+		return closed(problem);
+	end
 	local deadline = tonumber(module:get_option("invite_postgresql_deadline", 1));
 	local is_open, handle, _, text = pcall(native.open, {
 		host = module.host;
@@ -146,7 +152,7 @@ end
 local function failed(condition, text)
 	if condition == "misuse" then
 		error(text, 0);
-	elseif condition == "internal-server-error" or condition == "feature-not-implemented" then
+	elseif text and (condition == "internal-server-error" or condition == "feature-not-implemented") then
 		report(text);
 	end
 	return nil, condition;
@@ -157,23 +163,39 @@ end
 -- Where invites are kept in its store, there is nothing to take over.
 local is_imported = storage == "prosody";
 
+-- Why that failed; not tried again before the timer does.
+local import_problem;
+
+-- Seconds until it does.
+local IMPORT_RETRY = 60;
+
 -- Takes over what the bundled module has stored for this host, if it is new. Nothing is removed there. False if its
 -- store cannot be read, so that nobody can say that there is no such invite.
-local function import_bundled()
+local function import_bundled(is_retry)
 	if is_imported or problem then return true; end
-	local host_rows, user_rows = bundled.read(module.host);
-	if not host_rows then
-		report("The invites that the bundled mod_invites stored cannot be read: "..tostring(user_rows));
+	if import_problem and not is_retry then
+		-- The log has it.
+		if prosodyctl.is_running() then prosodyctl.complain(import_problem); end
 		return false;
 	end
-	local counts, condition, text = handle:import_bundled(host_rows, user_rows);
-	if not counts then
-		failed(condition, text);
+	local function fail(why)
+		import_problem = "The invites that the bundled mod_invites stored cannot be taken over: "..tostring(why);
+		report(import_problem);
 		return false;
 	end
-	is_imported = true;
+	-- A driver that raises an error has failed like another.
+	local is_read, host_rows, user_rows, remark = pcall(bundled.read, module.host);
+	if not is_read then return fail(host_rows); end
+	if not host_rows then return fail(user_rows); end
+	local is_done, counts, condition, text = pcall(handle.import_bundled, handle, host_rows, user_rows);
+	if not is_done then return fail(counts); end
+	if not counts then return fail(text or condition); end
+	is_imported, import_problem = true, nil;
 	for _, why in ipairs(counts.unreadable) do
 		report("An invite that the bundled mod_invites stored was not imported: "..why);
+	end
+	if remark and not is_prosodyctl then
+		module:log("info", "There is nothing to take over from the bundled mod_invites, or not all: %s", remark);
 	end
 	if counts.imported > 0 and not is_prosodyctl then
 		module:log("info", "Imported %d invites that the bundled mod_invites stored; %d were known, %d had expired",
@@ -185,8 +207,19 @@ end
 if module.host ~= "*" and not problem and not is_prosodyctl then
 	-- After the start, not in it; a call that comes earlier does it then.
 	module:add_timer(0, function ()
-		return not import_bundled() and 60 or nil;
+		return not import_bundled(true) and IMPORT_RETRY or nil;
 	end);
+end
+
+-- Calls a method of the library on an invite. If the library does not know it, the bundled module may: then once more,
+-- when its invites are here. As long as they cannot be had, nobody can say that there is no such invite, and the
+-- failure comes without a text: it has been reported.
+local function ask(token, method, ...)
+	local result, condition, text = handle[method](handle, ...);
+	if result or condition ~= "token-invalid" or is_imported then return result, condition, text; end
+	if import_bundled() then return handle[method](handle, ...); end
+	if handle:look(token) then return result, condition, text; end -- it is known, and has ended
+	return nil, "internal-server-error";
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
@@ -468,9 +501,7 @@ function pending_invites()
 end
 
 local function get_info(kinds, token)
-	local is_complete = import_bundled();
-	local invite, condition, text = handle:info(kinds, token);
-	if not invite and condition == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
+	local invite, condition, text = ask(token, "info", kinds, token);
 	if not invite then return failed(condition, text); end
 	return invite;
 end
@@ -488,10 +519,8 @@ end
 --- looking after invites
 
 -- What stands in the library for an invite that an operator names: by its token, or by at least six digits of its id.
--- What is not known here may still be in the bundled module's store.
 local function resolve(named)
-	if not import_bundled() then return nil, "internal-server-error"; end
-	local key, condition, text = handle:resolve(named);
+	local key, condition, text = ask(named, "resolve", named);
 	if not key then return failed(condition, text); end
 	return key;
 end
@@ -528,7 +557,7 @@ end
 -- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch, all at once: how
 -- many those were.
 function revoke_inviter(username, is_branch, reason, by)
-	if not import_bundled() then return nil, "internal-server-error"; end
+	import_bundled();
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
 	local revoked, condition, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
@@ -541,8 +570,13 @@ end
 
 -- Revokes an invite of any kind by its token. Also true if there is no such invite.
 function delete_account_invite(token)
-	if not import_bundled() then return nil, "internal-server-error"; end
 	local revoked, condition = revoke_key(token);
+	if not revoked and condition == "token-invalid" and not is_imported then
+		-- If it is one of the bundled module's, it would be good once it is here.
+		local known, why_not, text = ask(token, "look", token);
+		if not known and why_not == "internal-server-error" then return failed(why_not, text); end
+		revoked, condition = revoke_key(token);
+	end
 	if not revoked and condition ~= "token-invalid" then return nil, condition; end
 	return true;
 end
@@ -628,7 +662,7 @@ end
 
 -- What prosodyctl and the shell print: see the methods of the library.
 function list_text(filter, options, after, limit, has_header)
-	import_bundled();
+	if not after then import_bundled(); end
 	return told(handle:list_text(filter, options, after, limit, has_header));
 end
 
@@ -660,6 +694,8 @@ end
 function export_to_bundled()
 	-- What was made there since is to stay.
 	if not import_bundled() then return nil, "internal-server-error"; end
+	local unusable = bundled.unusable(module.host);
+	if unusable then return nil, unusable; end
 	if bundled.driver() == "memory" then return nil, "storage = \"memory\" keeps nothing for another process"; end
 	local host_rows, user_rows, count, unknown = handle:bundled_rows();
 	if not host_rows then return failed(user_rows, count); end
@@ -667,7 +703,8 @@ function export_to_bundled()
 		return nil, ("%d pending invites are kept without their tokens (invite_token_at_rest = \"digest\"), "
 			.."and that module knows them by nothing else"):format(unknown);
 	end
-	local written, err = bundled.replace(module.host, host_rows, user_rows);
+	local is_whole, written, err = pcall(bundled.replace, module.host, host_rows, user_rows);
+	if not is_whole then return nil, tostring(written); end
 	if not written then return nil, err; end
 	return count;
 end
@@ -675,7 +712,7 @@ end
 -- Writes all invites as JSON lines, or those alone that can be used now: `write` is called with pieces of text. How
 -- many there were, or nil, a condition and what it was.
 function export_invites(is_pending, write)
-	if not import_bundled() then return nil, "internal-server-error"; end
+	import_bundled();
 	return handle:export(is_pending, write);
 end
 
@@ -702,15 +739,18 @@ function valid_invite_methods:use()
 	return redemption.use(self);
 end
 
+-- The validated invite of a token; or nil, why not, and whether the library does not know it although it cannot say
+-- that there is no such invite.
 local function validate(token, username)
 	if token and username then
 		username = type(username) == "string" and nodeprep(username);
 		if not username or username == "" then return nil, "token-invalid"; end
 	end
-	local is_complete = import_bundled();
-	local invite, depends_on, more = handle:get(token, username or nil);
-	if not invite and depends_on == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
-	if not invite then return failed(depends_on, more); end
+	local invite, depends_on, more = ask(token, "get", token, username or nil);
+	if not invite then
+		local _, condition = failed(depends_on, more);
+		return nil, condition, condition == "internal-server-error" and not more;
+	end
 	redemption.remember(invite, depends_on, more);
 	if depends_on then
 		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_state(depends_on));

@@ -447,20 +447,22 @@ function redemption.hook(handle, validate, report, count_refusal)
 
 	module:hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
-		local invite, condition = validate(stanza.tags[1].attr.token);
+		local invite, condition, is_unknown = validate(stanza.tags[1].attr.token);
 		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
-		elseif condition == "internal-server-error" then
+		elseif condition ~= "internal-server-error" or is_unknown then
+			session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
+			if session.bad_invite_tokens >= MAX_BAD_TOKENS then
+				count_refusal(condition);
+				session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
+				return true;
+			end
+		end
+		if condition == "internal-server-error" then
 			count_refusal(condition);
 			local refusal = REFUSALS[condition];
 			session.send(st.error_reply(stanza, refusal[1], refusal[2], refusal[3]));
-			return true;
-		end
-		session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
-		if session.bad_invite_tokens >= MAX_BAD_TOKENS then
-			count_refusal(condition);
-			session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
 			return true;
 		end
 	end, 10);
