@@ -152,6 +152,10 @@ end
 local function failed(condition, text)
 	if condition == "misuse" then
 		error(text, 0);
+	elseif text and condition == "bad-request" then
+		-- Somebody's mistake, and nothing for the operator to mend.
+		if prosodyctl.is_running() then prosodyctl.complain(text); end
+		if not is_prosodyctl then module:log("info", "Refused: %s", text); end
 	elseif text and (condition == "internal-server-error" or condition == "feature-not-implemented") then
 		report(text);
 	end
@@ -247,13 +251,54 @@ end
 
 --- creating
 
+-- What a form or JSON can bring in the place of a text; anything else is a mistake in a module.
+local FORM_TYPES = { string = true, number = true, boolean = true, table = true };
+
 -- A username as it is stored and compared; nil if it can be nobody's.
 local function prepped(username)
-	if type(username) ~= "string" then
+	if not FORM_TYPES[type(username)] then
 		error("a username must be a string, not a "..type(username), 0);
 	end
-	local node = nodeprep(username);
-	return node ~= "" and node or nil;
+	local node = type(username) == "string" and nodeprep(username);
+	return node and node ~= "" and node or nil;
+end
+
+-- A value that may be left out, as JSON does that.
+local function optional(value)
+	if value == json_null then return nil; end
+	return value or nil;
+end
+
+-- Whether a list, or with `is_map` also the keys of a table, are texts.
+local function has_texts(list, is_map)
+	if type(list) ~= "table" then return false; end
+	for key, value in pairs(list) do
+		local text = value;
+		if is_map and type(key) == "string" then text = key; end
+		if type(text) ~= "string" then return false; end
+	end
+	return true;
+end
+
+-- The additional_data of a new invite, or nil, a condition and a text. Other modules rely on the types of these fields
+-- when the invite is used.
+local function checked(additional_data)
+	local data = optional(additional_data);
+	if data == nil then return nil; end
+	local wrong;
+	if type(data) ~= "table" then
+		wrong = "additional_data must be a table";
+	elseif optional(data.roles) ~= nil and not has_texts(data.roles, true) then
+		wrong = "additional_data.roles must be a list of names";
+	elseif optional(data.groups) ~= nil and not has_texts(data.groups) then
+		wrong = "additional_data.groups must be a list of names";
+	elseif optional(data.source) ~= nil and type(data.source) ~= "string" then
+		wrong = "additional_data.source must be a string";
+	elseif optional(data.allow_reset) ~= nil and type(data.allow_reset) ~= "string" then
+		wrong = "additional_data.allow_reset must be a string";
+	end
+	if wrong then return nil, "bad-request", wrong; end
+	return data;
 end
 
 -- Nothing was created, and the library says why.
@@ -263,7 +308,7 @@ local function not_created(request, condition, text, limit)
 		limits.tell(text);
 		return nil, condition;
 	end
-	limits.tell(condition);
+	limits.tell(condition == "bad-request" and text or condition);
 	return failed(condition, text);
 end
 
@@ -288,12 +333,10 @@ local function draft_of(request, additional_data)
 	return invite, draft;
 end
 
--- The same for an invite that is going to be stored.
-local function prepare(request, additional_data)
-	if not request then
-		limits.tell(additional_data);
-		return nil, additional_data;
-	end
+-- The same for an invite that is going to be stored. Without a request, additional_data and problem_text are the
+-- condition and the text that there is instead.
+local function prepare(request, additional_data, problem_text)
+	if not request then return not_created(nil, additional_data, problem_text); end
 	request.by_operator = request.by_operator or is_prosodyctl;
 	local invite, draft, text, limit = draft_of(request, additional_data);
 	if not invite then return not_created(request, draft, text, limit); end
@@ -302,8 +345,8 @@ local function prepare(request, additional_data)
 	return invite, draft;
 end
 
-local function create(request, additional_data)
-	local invite, draft = prepare(request, additional_data);
+local function create(request, additional_data, problem_text)
+	local invite, draft = prepare(request, additional_data, problem_text);
 	if not invite then return nil, draft; end
 	local restored, superseded, summary, limit = handle:save(invite, draft, compat.is_heard("invite-stored"));
 	if not restored then return not_created(request, superseded, summary, limit); end
@@ -314,47 +357,54 @@ local function create(request, additional_data)
 		module:log("warn", "A handler of invite-created changed the %s of an invite; it was restored", name);
 	end
 	if summary then module:fire_event("invite-stored", summary); end
+	limits.keep(invite);
 	return invite;
 end
 
 local function account_request(account_username, additional_data, ttl)
-	local username;
-	if account_username then
-		username = prepped(account_username);
+	local data, condition, problem_text = checked(additional_data);
+	if condition then return nil, condition, problem_text; end
+	local username = optional(account_username);
+	if username then
+		username = prepped(username);
 		if not username then return nil, "jid-malformed"; end
 	end
 	return {
 		type = "register";
 		username = username;
 		account = username and compat.account_state(username);
-		is_reset = additional_data and additional_data.allow_reset;
+		is_reset = data and optional(data.allow_reset);
 		allow_registration = true;
-		ttl = ttl;
+		ttl = optional(ttl);
 		default_ttl = default_ttl;
-	}, additional_data;
+	}, data;
 end
 
 local function reset_request(account_username, additional_data, ttl)
 	local username = prepped(account_username);
 	if not username then return nil, "jid-malformed"; end
+	local data, condition, problem_text = checked(additional_data);
+	if condition then return nil, condition, problem_text; end
 	local merged_additional_data = {};
-	for k, v in pairs(additional_data or {}) do
+	for k, v in pairs(data or {}) do
 		merged_additional_data[k] = v;
 	end
 	merged_additional_data.allow_reset = username;
-	return account_request(username, merged_additional_data, ttl or reset_ttl);
+	return account_request(username, merged_additional_data, optional(ttl) or reset_ttl);
 end
 
 local function contact_request(username, allow_registration, additional_data, ttl)
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
+	local data, condition, problem_text = checked(additional_data);
+	if condition then return nil, condition, problem_text; end
 	return {
 		type = "roster";
 		username = inviter;
-		allow_registration = allow_registration;
-		ttl = ttl;
+		allow_registration = optional(allow_registration);
+		ttl = optional(ttl);
 		default_ttl = default_ttl;
-	}, additional_data;
+	}, data;
 end
 
 -- Creates an invite to register an account, with this username if one is given.
@@ -380,32 +430,36 @@ end
 -- until it expires.
 function create_group(group_ids, additional_data, ttl)
 	local merged_additional_data = { groups = group_ids };
-	for k, v in pairs(additional_data or {}) do
+	local data, condition, problem_text = checked(additional_data);
+	for k, v in pairs(data or {}) do
 		merged_additional_data[k] = v;
 	end
+	if not condition then data, condition, problem_text = checked(merged_additional_data); end
+	if condition then return create(nil, condition, problem_text); end
 	return create({
 		type = "register";
 		allow_registration = true;
-		reusable = not not ttl;
-		ttl = ttl;
+		reusable = optional(ttl) ~= nil;
+		ttl = optional(ttl);
 		default_ttl = default_ttl;
-	}, merged_additional_data);
+	}, data);
 end
 
 -- What create_invite and create_invites are asked for, as a request.
 local function any_request(wanted)
-	local request, data;
+	local request, data, problem_text;
 	if wanted.kind == "contact" then
-		request, data = contact_request(wanted.username, wanted.allow_registration, wanted.additional_data, wanted.ttl);
+		request, data, problem_text = contact_request(wanted.username, wanted.allow_registration, wanted.additional_data,
+			wanted.ttl);
 		if request and compat.account_state(request.username) == "missing" then return nil, "item-not-found"; end
 	elseif wanted.kind == "reset" then
-		request, data = reset_request(wanted.username, wanted.additional_data, wanted.ttl);
+		request, data, problem_text = reset_request(wanted.username, wanted.additional_data, wanted.ttl);
 	elseif wanted.kind == nil or wanted.kind == "account" then
-		request, data = account_request(wanted.username, wanted.additional_data, wanted.ttl);
+		request, data, problem_text = account_request(wanted.username, wanted.additional_data, wanted.ttl);
 	else
-		error("an invite of kind "..tostring(wanted.kind).." cannot be asked for", 0);
+		return nil, "bad-request", "an invite of kind "..tostring(wanted.kind).." cannot be asked for";
 	end
-	if not request then return nil, data; end
+	if not request then return nil, data, problem_text; end
 	request.by_operator = wanted.by_operator;
 	if wanted.max_uses == math.huge then
 		request.reusable = true;
@@ -425,11 +479,11 @@ end
 -- Creates many invites that are alike, in a few transactions: a list of them. Handlers see all before any is stored.
 -- Only an operator does that: nobody's limits apply.
 function create_invites(wanted, number)
-	local request, additional_data = any_request(wanted);
-	if not request then return nil, additional_data; end
+	local request, additional_data, problem_text = any_request(wanted);
+	if not request then return not_created(nil, additional_data, problem_text); end
 	request.by_operator = true;
 	if request.type == "register" and request.username then
-		error("only one invite at a time can be bound to a username", 0);
+		return not_created(nil, "bad-request", "only one invite at a time can be bound to a username");
 	end
 	local pairs_to_save, invites = {}, {};
 	for i = 1, number do

@@ -276,7 +276,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 	end
 
 	local function guard_registration(event, invite)
-		local username = nodeprep(event.username);
+		local username = type(event.username) == "string" and nodeprep(event.username);
 		if not username then return; end -- nobody can register that
 		local account = compat.account_state(username);
 		local exists = account == "active" or account == "disabled";
@@ -392,7 +392,7 @@ function redemption.hook(handle, validate, report, count_refusal)
 	end
 
 	local function after_account_change(handlers, event_name, event)
-		if type(event) == "table" and event.username then
+		if type(event) == "table" and type(event.username) == "string" then
 			redeem_registration(event);
 		end
 		local ret = handlers(event_name, event);

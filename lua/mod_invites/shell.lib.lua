@@ -16,6 +16,8 @@ local SENTENCES = {
 	["item-not-found"] = "There is no such account";
 	["not-allowed"] = "The account is disabled";
 	["id-ambiguous"] = "Several invites have an id that begins so: write more of it";
+	["jid-malformed"] = "This is not a possible username";
+	["bad-request"] = "A value cannot be used; see the log";
 	["internal-server-error"] = "The invite could not be stored or read; see the log";
 };
 
@@ -308,6 +310,7 @@ function shell.register(make_commands)
 	for _, command in ipairs(make_commands()) do
 		local name = command.name;
 		local function handler(self, selector, ...)
+			if type(selector) ~= "string" then return nil, "Supply a host, or the JID of an account"; end
 			local _, host = jid_split(selector);
 			local current, err = command_of(host, name);
 			if not current then return nil, err; end
@@ -326,6 +329,8 @@ function shell.register(make_commands)
 			if not arguments then return nil, problem; end
 			if #arguments >= #current.args then
 				return nil, "Unexpected argument: "..tostring(arguments[#arguments]);
+			elseif #arguments < #current.args - 1 then
+				return nil, "Supply the "..current.args[#arguments + 2].name;
 			end
 			table.insert(arguments, opts);
 			return current.handler(self, selector, compat.unpack(arguments));

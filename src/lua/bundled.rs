@@ -47,7 +47,7 @@ impl Found {
 		match read {
 			Ok(Ok(invite)) => self.invites.push(invite),
 			// A row that is not of the bundled module's making must not keep the others from being read.
-			Ok(Err(Failure::Misuse(why))) => self.unreadable.push(why),
+			Ok(Err(Failure::Misuse(why) | Failure::BadValue(why))) => self.unreadable.push(why),
 			Ok(Err(Failure::Invite(error))) => self.unreadable.push(error.to_string()),
 			Err(error) => self.unreadable.push(error.to_string()),
 		}

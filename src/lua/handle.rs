@@ -57,6 +57,9 @@ const ALL_KINDS: &str = "all";
 /// Invites in one page of a listing, and in one batch of work: about a millisecond of it.
 const PAGE: u32 = 500;
 
+/// The end of the year 9999: later times cannot be written as a date everywhere.
+const END_OF_TIME: i64 = 253_402_300_799;
+
 /// Invites that are ended in one transaction.
 const BATCH: u32 = 50;
 
@@ -206,6 +209,9 @@ impl Handle {
 			// The name of a field may be, or hold, the token.
 			Err(Failure::Misuse(text)) => {
 				Err(Failure::Misuse(text.replace(draft.token.reveal(), "(the token)")))
+			}
+			Err(Failure::BadValue(text)) => {
+				Err(Failure::BadValue(text.replace(draft.token.reveal(), "(the token)")))
 			}
 			Err(failure) => Err(failure),
 		})
@@ -559,14 +565,23 @@ pub(super) fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Fai
 		_ => value.clone(),
 	};
 	Ok(match whole_seconds(&number) {
-		Some(Seconds::Finite(seconds)) if seconds <= 0 => Err(refuse_ttl(value)?),
+		Some(Seconds::Finite(seconds)) if !(1..=END_OF_TIME - clock::now()).contains(&seconds) => {
+			Err(refuse_ttl(value)?)
+		}
 		Some(seconds) => Ok(seconds.finite()),
 		None => Err(refuse_ttl(value)?),
 	})
 }
 
 fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
-	Ok(Failure::Misuse(format!("ttl must be a positive number of seconds, not {}", value.to_string()?)))
+	// A table or a function is named by its type alone.
+	let value = match value {
+		Value::String(_) | Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => value.to_string()?,
+		other => format!("a {}", other.type_name()),
+	};
+	Ok(Failure::BadValue(format!(
+		"ttl must be a positive number of seconds that ends before the year 10000, or math.huge for never, not {value}"
+	)))
 }
 
 impl UserData for Handle {
@@ -634,7 +649,8 @@ impl UserData for Handle {
 		});
 		methods.add_method(
 			"revoke",
-			|lua, this, (token, why, by): (Value, Option<String>, Option<String>)| {
+			|lua, this, (token, why, by): (Value, Option<LuaString>, Option<LuaString>)| {
+				let (why, by) = (why.map(|why| why.to_string_lossy()), by.map(|by| by.to_string_lossy()));
 				outcome(this.revoke(lua, &token, why.as_deref(), by.as_deref()))
 			},
 		);

@@ -14,8 +14,8 @@
 //! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
 //!
 //! Every function returns `nil, condition, text` when it fails. The condition is one of
-//! [`InviteError::condition`], or `"misuse"` where the caller passed something that it must not: the shim
-//! raises that one as a string, since an error raised from here would be a userdata.
+//! [`InviteError::condition`], `"bad-request"` for a value that a form may have brought, or `"misuse"` where the author of
+//! the caller made a mistake: the shim raises that one as a string, since an error raised from here would be a userdata.
 
 mod bundled;
 mod command;
@@ -58,6 +58,9 @@ const TURN: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 enum Failure {
 	Invite(InviteError),
+	/// A value that a form may have brought, such as a negative ttl.
+	BadValue(String),
+	/// What only the author of a module can mean, such as a function among what is to be stored.
 	Misuse(String),
 }
 
@@ -87,6 +90,7 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 				};
 				(Value::Nil, error.condition(), error.to_string(), more).into_lua_multi(lua)
 			}
+			Err(Failure::BadValue(text)) => (Value::Nil, "bad-request", text).into_lua_multi(lua),
 			Err(Failure::Misuse(text)) => (Value::Nil, "misuse", text).into_lua_multi(lua),
 		}
 	}

@@ -25,7 +25,7 @@
 
 use std::collections::HashMap;
 
-use mlua::{BString, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
+use mlua::{BString, Lua, LuaString, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
 
 use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
@@ -329,13 +329,13 @@ fn read_filter(table: &Table) -> LuaResult<Result<(Filter, Part), Failure>> {
 	let read = || {
 		let state = state
 			.map(|word| {
-				State::from_word(&word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no state")))
+				State::from_word(&word).ok_or_else(|| Failure::BadValue(format!("{word:?} is no state")))
 			})
 			.transpose()?;
 		let kind = kind
 			.map(|word| {
 				Kind::from_stored(&word)
-					.ok_or_else(|| Failure::Misuse(format!("{word:?} is no kind of invite")))
+					.ok_or_else(|| Failure::BadValue(format!("{word:?} is no kind of invite")))
 			})
 			.transpose()?;
 		let filter = Filter { state, kind, inviter, text };
@@ -388,7 +388,8 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
 	methods.add_method(
 		"revoke_inviter",
-		|lua, this, (username, is_branch, why, by): (String, bool, Option<String>, Option<String>)| {
+		|lua, this, (username, is_branch, why, by): (String, bool, Option<LuaString>, Option<LuaString>)| {
+			let (why, by) = (why.map(|why| why.to_string_lossy()), by.map(|by| by.to_string_lossy()));
 			let revoked = this.invites.revoke_inviter(
 				&username,
 				is_branch,

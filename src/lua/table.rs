@@ -225,14 +225,14 @@ pub(super) fn limit(value: &Value) -> Result<Option<u32>, Failure> {
 		None => None,
 	};
 	limit.map(Some).ok_or_else(|| {
-		Failure::Misuse("max_uses must be a positive whole number, or math.huge for no limit".to_owned())
+		Failure::BadValue("max_uses must be a positive whole number, or math.huge for no limit".to_owned())
 	})
 }
 
 /// The last second of validity from what stands under `expires`.
 pub(super) fn end(value: &Value) -> Result<Option<Timestamp>, Failure> {
 	whole_seconds(value).map(Seconds::finite).ok_or_else(|| {
-		Failure::Misuse("expires must be a number of seconds since 1970, or math.huge for never".to_owned())
+		Failure::BadValue("expires must be a number of seconds since 1970, or math.huge for never".to_owned())
 	})
 }
 

@@ -59,9 +59,10 @@ impl Reader<'_> {
 			return Ok(Err(self.refuse("holds itself, which cannot be stored")));
 		}
 		if self.parents.len() == MAX_DEPTH {
-			return Ok(Err(
-				self.refuse(&format!("is nested more than {MAX_DEPTH} tables deep, which cannot be stored"))
-			));
+			return Ok(Err(Failure::BadValue(format!(
+				"{} is nested more than {MAX_DEPTH} tables deep, which cannot be stored",
+				self.path
+			))));
 		}
 		self.parents.push(table.to_pointer());
 		let mut entries = Vec::new();
