@@ -111,10 +111,7 @@ local NEEDED = {
 local function check_disabled(host, _, _, add)
 	local modules = compat.lib("core.modulemanager").get_modules_for_host(host);
 	if not modules:contains("invites_register") then return; end
-	local disabled = {};
-	for _, section in ipairs({ "*", host }) do
-		for _, name in ipairs(config.get(section, "modules_disabled") or {}) do disabled[name] = true; end
-	end
+	local disabled = module:require("guard").disabled_modules(host);
 	-- It needs mod_register_ibr only then.
 	disabled.register_ibr = disabled.register_ibr and config.get(host, "registration_invite_only") ~= false;
 	for _, needed in ipairs(NEEDED) do

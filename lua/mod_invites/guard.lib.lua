@@ -1,6 +1,7 @@
 -- Keeps registration closed where it is by invitation only and mod_invites_register, which sees to that, is not loaded:
--- it is unloaded together with this module, and mod_register_ibr alone lets everybody in. So the guard is added to the
--- host's events directly, not through the module API: it stays when this module is unloaded, and ends with the host.
+-- it is unloaded with this module, and mod_register_ibr alone lets everybody in. So the guard is added to the
+-- host's events, not through the module API: it stays when this module is unloaded, and ends with the host. It also
+-- says whether anybody can register in-band.
 
 local compat = module.compat;
 
@@ -22,6 +23,43 @@ local function is_invite_only(host)
 	return not is_known or modules:contains("invites_register");
 end
 
+-- Whether registration has to be refused on a host, since mod_invites_register is not there to do it.
+local function must_be_closed(host)
+	return not modulemanager.is_loaded(host, "invites_register") and is_invite_only(host);
+end
+
+-- The modules that no other module can depend on, by name: modules_disabled, of the host and of all hosts.
+function guard.disabled_modules(host)
+	local disabled = {};
+	for _, section in ipairs({ "*", host }) do
+		for _, name in ipairs(config.get(section, "modules_disabled") or {}) do disabled[name] = true; end
+	end
+	return disabled;
+end
+
+-- The question of registers_in_band(), asked of the configuration.
+local function will_register_in_band(host)
+	local modules, disabled = modulemanager.get_modules_for_host(host), guard.disabled_modules(host);
+	if disabled.register_ibr then return false; end
+	-- mod_invites_register loads mod_register_ibr then; without it, the guard stands.
+	if is_invite_only(host) then return not disabled.invites; end
+	return modules:contains("register_ibr")
+		or modules:contains("register") and config.get(host, "allow_registration") == true;
+end
+
+-- By host. In prosodyctl no configuration is loaded again.
+local will_register = {};
+
+-- Whether anybody can register in-band on a host: XEP-0401 forbids "ibr=y" in its links otherwise. prosodyctl loads no
+-- modules, and goes by the configuration.
+function guard.registers_in_band(host)
+	if not compat.is_prosodyctl then
+		return (modulemanager.is_loaded(host, "register_ibr") or false) and not must_be_closed(host);
+	end
+	if will_register[host] == nil then will_register[host] = will_register_in_band(host); end
+	return will_register[host];
+end
+
 -- Guards this module's host from now on, in the place of the guard that an earlier load of this module has left.
 -- `refuse(event)` refuses a registration.
 function guard.stand(refuse)
@@ -31,7 +69,7 @@ function guard.stand(refuse)
 	local this = { is_reported = previous and previous.is_reported; handlers = {} };
 
 	local function is_needed()
-		if modulemanager.is_loaded(host, "invites_register") or not is_invite_only(host) then
+		if not must_be_closed(host) then
 			this.is_reported = false;
 			return false;
 		end

@@ -21,16 +21,18 @@ local function close_registration()
 	module:hook("user-registering", refuse_registration, 1000000);
 end
 
-local has_all_parts, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
+local has_all_parts, guard, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
+	local registration_guard = module:require("guard");
 	-- First: it is needed most where one of the others fails.
-	module:require("guard").stand(refuse_registration);
-	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
-		module:require("native"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
+	registration_guard.stand(refuse_registration);
+	return registration_guard, module:require("bundled"), module:require("limits"), module:require("lineage"),
+		module:require("metrics"), module:require("native"), module:require("prosodyctl"), module:require("redemption"),
+		module:require("shell");
 end);
 if not has_all_parts then
-	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
+	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(guard));
 	close_registration();
 	local function refuse() return nil, "internal-server-error"; end
 	create_account, create_account_reset, create_contact, create_group = refuse, refuse, refuse, refuse;
@@ -130,6 +132,7 @@ local function open_handle()
 		try_out = not is_prosodyctl;
 		null = json_null;
 		nodeprep = nodeprep;
+		registers_in_band = guard.registers_in_band;
 	});
 	if not is_open or not handle then
 		problem = is_open and text or tostring(handle);

@@ -1435,7 +1435,8 @@ DIFFERENCES: Mapping[str, Difference] = {
 
 def _subject(version: str, implementation: str, **options: Any) -> Iterator[Prosody]:
     paths = IMPLEMENTATIONS[implementation]
-    with Prosody(version, modules=("invites",), plugin_paths=paths, **options) as server:
+    # With mod_register_ibr: links say "ibr=y" only where somebody can register in-band.
+    with Prosody(version, modules=("invites", "register_ibr"), plugin_paths=paths, **options) as server:
         server.start()
         loaded = server.eval("return prosody.hosts[module.host].modules.invites.module.path;")
         origin = paths[0] if paths else server.package

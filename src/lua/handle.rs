@@ -154,7 +154,7 @@ impl Handle {
 		};
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
-				let table = describe(lua, &invite, Some(&token), &self.bundled.null)?;
+				let table = describe(lua, &invite, Some(&token), &self.bundled)?;
 				Ok(Ok((table, Draft { invite, token, allowance })))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -296,7 +296,7 @@ impl Handle {
 			}
 			Ok((invite, token)) => {
 				let (depends_on, kind) = (invite.depends_on().map(str::to_owned), invite.kind());
-				let table = validated(lua, &invite, &token, purpose, &self.bundled.null)?;
+				let table = validated(lua, &invite, &token, purpose, &self.bundled)?;
 				Ok(Ok((table, depends_on, kind == Kind::Reset)))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -317,7 +317,7 @@ impl Handle {
 			}
 		}
 		match found {
-			Ok((invite, token)) => describe(lua, &invite, token.as_ref(), &self.bundled.null).map(Ok),
+			Ok((invite, token)) => describe(lua, &invite, token.as_ref(), &self.bundled).map(Ok),
 			Err(error) => Ok(Err(error.into())),
 		}
 	}
@@ -500,7 +500,7 @@ impl Handle {
 				let tables = page
 					.iter()
 					.filter(|invite| kinds == ALL_KINDS || invite.serves(Purpose::Account))
-					.map(|invite| describe(lua, invite, invite.token.as_ref(), &self.bundled.null))
+					.map(|invite| describe(lua, invite, invite.token.as_ref(), &self.bundled))
 					.collect::<LuaResult<Vec<_>>>()?;
 				Ok(Ok((tables, next.map(|next| BString::from(next.as_bytes().as_slice())))))
 			}

@@ -102,16 +102,16 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 }
 
 /// `open { host, storage, path, lock_wait_ms, postgresql, deadline, bundled, token_at_rest, limits, allows_unknown_age, null,
-/// nodeprep }`: `storage` is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another
+/// nodeprep, registers_in_band }`: `storage` is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another
 /// process), `"postgresql"` (with `postgresql`, a URL or nil, and `deadline`, the seconds that a call may take), `"prosody"`
 /// (with `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`;
 /// `token_at_rest` is `"plain"` or `"digest"`; `limits` is the option `invite_limits` (see [`policy`]), and
 /// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
-/// `util.encodings`.
+/// `util.encodings`; `registers_in_band(host)` says whether anybody can register in-band there, which links have to tell.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
-	let bundled = Bundled { null: Null::new(options.get("null")?), nodeprep: options.get("nodeprep")? };
+	let bundled = Bundled::new(options)?;
 	let store: Arc<dyn InviteStore> = match storage.as_str() {
 		"sqlite" => {
 			let path: BString = options.get("path")?;

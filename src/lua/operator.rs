@@ -112,18 +112,19 @@ impl Handle {
 	) -> LuaResult<Result<(String, Option<String>), Failure>> {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get("show_token")?;
+		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
 		let now = clock::now();
 		let shown = || -> Result<_, Failure> {
 			let digest = digest(token)?;
 			let invite = with_token(self.invites.find(&digest)?, token);
 			let used = self.invites.redemptions(&digest)?;
-			let detail = Detail { show_token, redemptions: Some(&used) };
+			let detail = Detail { show_token, is_in_band, redemptions: Some(&used) };
 			let text = if is_json {
 				as_line(render::json(&invite, detail, now))?
 			} else {
 				render::text(&invite, detail, now, width)
 			};
-			Ok((text, if show_token { render::link(&invite) } else { None }))
+			Ok((text, if show_token { render::link(&invite, is_in_band) } else { None }))
 		};
 		Ok(shown())
 	}
@@ -165,6 +166,7 @@ impl Handle {
 	) -> LuaResult<Result<TextPage, Failure>> {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get::<Option<bool>>("show_token")?.unwrap_or(false);
+		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
 		let (mut page, part, next) = match self.page(filter, after)? {
 			Ok(page) => page,
 			Err(failure) => return Ok(Err(failure)),
@@ -172,13 +174,13 @@ impl Handle {
 		page.truncate(limit.unwrap_or(u32::MAX).try_into().unwrap_or(usize::MAX));
 		let now = clock::now();
 		let text = if is_json {
-			let detail = Detail { show_token, redemptions: None };
+			let detail = Detail { show_token, is_in_band, redemptions: None };
 			page.iter().map(|invite| as_line(render::json(invite, detail, now))).collect()
 		} else {
 			let listing = Listing::new(part, show_token, width);
 			// Nothing stands above nothing.
 			let header = if !has_header && !page.is_empty() { listing.header() } else { String::new() };
-			Ok(header + &listing.page(&page, now))
+			Ok(header + &listing.page(&page, is_in_band, now))
 		};
 		let shown = u32::try_from(page.len()).unwrap_or(u32::MAX);
 		Ok(text.map(|text: String| (text.into(), next.as_ref().map(write_position), shown)))
