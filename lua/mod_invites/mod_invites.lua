@@ -814,9 +814,11 @@ local function validate(token, username)
 		if revoked then module:fire_event("invite-revoked", revoked); end
 		if not confirmed then return failed(condition, why_not); end
 	end
-	if invite.additional_data and invite.additional_data.roles then
-		invite.additional_data.roles = compat.roles(invite.additional_data.roles);
-	end
+	-- The bundled module has stored whatever it was given, and others take the types for granted.
+	if type(invite.additional_data) ~= "table" then invite.additional_data = nil; end
+	local data = invite.additional_data or {};
+	data.roles = has_texts(data.roles, true) and compat.roles(data.roles) or nil;
+	if not has_texts(data.groups) then data.groups = nil; end
 	return setmetatable(invite, valid_invite_mt);
 end
 

@@ -140,6 +140,31 @@ def test_tokens_and_names_of_any_type_are_answered(server: Prosody) -> None:
     assert event == [True] * 3
 
 
+async def test_what_the_bundled_module_was_given_makes_an_account_all_the_same(server: Prosody) -> None:
+    oddities = ("5", '"text"', "{ roles = 5 }", "{ roles = { 5 } }", '{ groups = "montagues" }', "{ source = { 5 } }")
+    tokens = server.eval(
+        """
+        local store, now, tokens = module:open_store("invite_token", "map"), os.time(), {};
+        for i, data in ipairs(args.oddities) do
+            local token = ("odd"..i):rep(6);
+            assert(store:set(nil, token, {
+                type = "register", jid = module.host, token = token, allow_registration = true, created_at = now;
+                expires = now + 600, additional_data = assert(load("return "..data))();
+                uri = "xmpp:"..module.host.."?register;preauth="..token;
+            }));
+            table.insert(tokens, token);
+        end
+        assert(require "core.modulemanager".reload(module.host, "invites"));
+        return tokens;
+        """,
+        oddities=list(oddities),
+    )
+    for number, token in enumerate(tokens):
+        async with await open_stream(server) as stream:
+            await stream.preauth(token)
+            await stream.register(f"user{number}", "pw")
+
+
 def test_wishes_that_make_no_sense_are_refused(server: Prosody) -> None:
     wishes = (
         '{ kind = "postal" }', "{ kind = 5 }", "{ max_uses = 0 }", "{ max_uses = -1 }", "{ max_uses = 0/0 }",

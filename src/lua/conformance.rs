@@ -27,7 +27,7 @@ fn keep(lua: &Lua, name: &str, options: &Table) -> LuaResult<(Option<bool>, Opti
 	let Some((_, promise)) = PROMISES.iter().find(|(known, _)| *known == name) else {
 		return Ok((None, Some("no such promise".to_owned())));
 	};
-	let bundled = Bundled::new(&options)?;
+	let bundled = Bundled::new(options)?;
 	let functions: Table = options.get("bundled")?;
 	let storage = HostStorage::new(lua, &functions, bundled.clone())?;
 	let store = MemoryStore::over(Arc::default(), storage);
