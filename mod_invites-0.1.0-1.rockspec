@@ -30,6 +30,7 @@ build = {
 			["mod_invites.check"] = "lua/mod_invites/check.lib.lua",
 			["mod_invites.contacts"] = "lua/mod_invites/contacts.lib.lua",
 			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
+			["mod_invites.guard"] = "lua/mod_invites/guard.lib.lua",
 			["mod_invites.limits"] = "lua/mod_invites/limits.lib.lua",
 			["mod_invites.lineage"] = "lua/mod_invites/lineage.lib.lua",
 			["mod_invites.metrics"] = "lua/mod_invites/metrics.lib.lua",

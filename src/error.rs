@@ -105,7 +105,7 @@ impl InviteError {
 			Self::AccountExists => "conflict",
 			Self::AccountMissing => "item-not-found",
 			Self::AccountDisabled => "not-allowed",
-			Self::TooLarge(_) | Self::TooDeep(_) => "not-acceptable",
+			Self::TooLarge(_) | Self::TooDeep(_) => "bad-request",
 			Self::LimitReached(_) => "policy-violation",
 			Self::TokenBusy => "token-busy",
 			Self::NameMismatch(_) => "name-mismatch",

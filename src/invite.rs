@@ -249,15 +249,16 @@ impl Invite {
 		}
 	}
 
-	/// The link for a client, made from the token presented: the store may not have it.
+	/// The link for a client, made from the token presented: the store may not have it. `is_in_band` says whether anybody
+	/// can register in-band on the host.
 	#[must_use]
-	pub fn uri(&self, token: &Token) -> String {
+	pub fn uri(&self, token: &Token, is_in_band: bool) -> String {
 		invite_uri(
 			self.invite_type,
 			self.username.as_deref(),
 			&self.host,
 			token.reveal(),
-			self.allow_registration,
+			self.allow_registration && is_in_band,
 		)
 	}
 }

@@ -86,6 +86,8 @@ struct JsonUse<'a> {
 pub struct Detail<'a> {
 	/// Its token and links too.
 	pub show_token: bool,
+	/// Whether anybody can register in-band on its host: its link says so.
+	pub is_in_band: bool,
 	/// Who used it, where the caller has looked.
 	pub redemptions: Option<&'a [Redemption]>,
 }
@@ -115,7 +117,7 @@ pub fn json(invite: &Invite, detail: Detail<'_>, now: Timestamp) -> Result<Strin
 		revoked_by: invite.revoked_by.as_deref(),
 		note: text_of(invite.additional_data("note")),
 		additional_data: invite.fields.get("additional_data"),
-		secret: if detail.show_token { secret(invite) } else { None },
+		secret: if detail.show_token { secret(invite, detail.is_in_band) } else { None },
 		redemptions: detail.redemptions.map(|redemptions| redemptions.iter().map(json_use).collect()),
 	})
 }
@@ -144,9 +146,9 @@ fn shown(value: Option<&Value>) -> Option<String> {
 	}
 }
 
-fn secret(invite: &Invite) -> Option<Secret> {
+fn secret(invite: &Invite, is_in_band: bool) -> Option<Secret> {
 	let token = invite.token.as_ref()?;
-	let uri = text_of(invite.fields.get("uri")).unwrap_or_else(|| invite.uri(token));
+	let uri = text_of(invite.fields.get("uri")).unwrap_or_else(|| invite.uri(token, is_in_band));
 	let landing_page = text_of(invite.fields.get("landing_page"));
 	let link = landing_page.clone().unwrap_or_else(|| uri.clone());
 	Some(Secret { token: token.reveal().to_owned(), uri, link, landing_page })
@@ -217,9 +219,10 @@ impl Listing {
 		self.rows([titles.chain(["ABOUT".to_owned()]).collect()])
 	}
 
-	/// One line for each invite; with tokens, a second one with the link.
+	/// One line for each invite; with tokens, a second one with the link. `is_in_band` says whether anybody can register
+	/// in-band on their host.
 	#[must_use]
-	pub fn page(&self, invites: &[Invite], now: Timestamp) -> String {
+	pub fn page(&self, invites: &[Invite], is_in_band: bool, now: Timestamp) -> String {
 		let row = |invite: &Invite| -> Vec<String> {
 			let cells = self.columns.iter().map(|column| (column.cell)(invite, now));
 			let about = if self.part == Part::Open { about(invite) } else { ending(invite) };
@@ -231,7 +234,7 @@ impl Listing {
 		let mut text = String::new();
 		for invite in invites {
 			text += &self.rows([row(invite)]);
-			if let Some(secret) = secret(invite) {
+			if let Some(secret) = secret(invite, is_in_band) {
 				// Never cut off, however narrow the terminal.
 				_ = writeln!(text, "  {}", escape(secret.link.as_bytes()));
 			}
@@ -286,7 +289,7 @@ pub fn text(invite: &Invite, detail: Detail<'_>, now: Timestamp, width: u16) -> 
 	}
 	let rows = said.into_iter().map(|(name, value)| (name.to_owned(), escape(value.as_bytes())));
 	let mut text = lines(rows, width);
-	if let Some(secret) = secret(invite).filter(|_| detail.show_token) {
+	if let Some(secret) = secret(invite, detail.is_in_band).filter(|_| detail.show_token) {
 		// Whole on a line of its own, to be copied.
 		text += &escape(secret.link.as_bytes());
 		text.push('\n');
@@ -436,8 +439,8 @@ pub fn escape(bytes: &[u8]) -> String {
 
 /// The link that is passed on, where the store still has its token.
 #[must_use]
-pub fn link(invite: &Invite) -> Option<String> {
-	secret(invite).map(|secret| secret.link)
+pub fn link(invite: &Invite, is_in_band: bool) -> Option<String> {
+	secret(invite, is_in_band).map(|secret| secret.link)
 }
 
 /// A link as a QR code of block characters, with the light border that scanners need. None if it is too long for one.

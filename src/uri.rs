@@ -32,19 +32,20 @@ const HOST: &AsciiSet = &NON_ALPHANUMERIC
 	.remove(b':');
 
 /// Writes the link that a client opens. The token stands in it as it is: ours need no escaping, and
-/// those of the bundled module are base64url.
+/// those of the bundled module are base64url. Whether the invitee may register in-band is said of an invite to become
+/// a contact alone; XEP-0401 forbids it where nobody can.
 #[must_use]
 pub fn invite_uri(
 	invite_type: Type,
 	username: Option<&str>,
 	host: &str,
 	token: &str,
-	allow_registration: bool,
+	registers_in_band: bool,
 ) -> String {
 	let node = username.map_or_else(String::new, |name| format!("{}@", utf8_percent_encode(name, NODE)));
 	let host = utf8_percent_encode(host, HOST);
 	let action = invite_type.as_str();
-	let ibr = if invite_type == Type::Roster && allow_registration { ";ibr=y" } else { "" };
+	let ibr = if invite_type == Type::Roster && registers_in_band { ";ibr=y" } else { "" };
 	format!("xmpp:{node}{host}?{action};preauth={token}{ibr}")
 }
 

@@ -1,39 +1,43 @@
 -- Prosody's store "invite_token", where the bundled mod_invites keeps its invites. What its rows mean is known to the
 -- library alone; this file fetches and puts them. Without a user, rows are those of the host itself.
 
-local compat = module.compat;
 local protected = module.protected;
 
-local storagemanager = compat.lib("core.storagemanager");
+local STORE = "invite_token";
 
 local bundled = {};
 
 -- Name of the driver that this host has for the store.
 function bundled.driver()
-	local _, _, name = protected.call(nil, storagemanager.get_driver, module.host, "invite_token");
-	return name;
+	return protected.driver(module.host, STORE);
 end
 
--- The users that a store has rows for, or nil and an error. Some drivers list the host's own rows among them: under ""
--- (SQL), or under a function (memory).
-local function users_of(store)
-	local listed, err = store:users();
-	if not listed then return nil, err; end
-	local users = {};
-	for _, user in ipairs(listed) do
-		if type(user) == "string" and user ~= "" then table.insert(users, user); end
-	end
-	return users;
+local function open(host, typ)
+	return protected.open(host, STORE, typ);
 end
 
--- All rows of a host: its own by token, and a table of the rows of each user; or nil and an error.
+-- Why the storage of a host can never keep invites; nil if it may.
+function bundled.unusable(host)
+	local store, err, is_final = open(host);
+	if not store then return is_final and err or nil; end
+	return not store.has_users and "its driver does not list the users of a store" or nil;
+end
+
+-- All rows of a host: its own by token, and a table of the rows of each user; or nil and an error. Where there can be
+-- no rows, or none of users, so that reading again is no use, the third result says why.
 function bundled.read(host)
-	local store, err = protected.open(host, "invite_token");
-	if not store then return nil, err; end
+	local store, err, is_final = open(host);
+	if not store then
+		if is_final then return {}, {}, err; end
+		return nil, err;
+	end
 	local host_rows;
 	host_rows, err = store:get(nil);
+	if not store.has_users then
+		return not err and host_rows or {}, {}, "the driver of the host's storage does not list the users of a store";
+	end
 	if err then return nil, err; end
-	local users, users_err = users_of(store);
+	local users, users_err = store:users();
 	if not users then return nil, users_err; end
 	local user_rows = {};
 	for _, user in ipairs(users) do
@@ -46,14 +50,14 @@ end
 -- The rows under these tokens, by token.
 function bundled.get(host, user, tokens)
 	if #tokens > 1 then
-		local store, err = protected.open(host, "invite_token");
+		local store, err = open(host);
 		if not store then return nil, err; end
 		local rows;
 		rows, err = store:get(user);
 		if err then return nil, err; end
 		return rows or {};
 	end
-	local store, err = protected.open(host, "invite_token", "map");
+	local store, err = open(host, "map");
 	if not store then return nil, err; end
 	local row;
 	row, err = store:get(user, tokens[1]);
@@ -67,13 +71,13 @@ function bundled.write(host, user, rows)
 	local ok, err;
 	if next(rows, token) == nil then
 		local store;
-		store, err = protected.open(host, "invite_token", "map");
+		store, err = open(host, "map");
 		if not store then return nil, err; end
 		ok, err = store:set(user, token, row or nil);
 	else
 		-- With a key at a time, some drivers would write a whole file for each.
 		local store, all;
-		store, err = protected.open(host, "invite_token");
+		store, err = open(host);
 		if not store then return nil, err; end
 		all, err = store:get(user);
 		if err then return nil, err; end
@@ -88,10 +92,12 @@ end
 -- Makes the rows of a host equal to these, as read() returns them. True, or nil and an error: then some of it is
 -- written, and writing it again completes it.
 function bundled.replace(host, host_rows, user_rows)
-	local store, err = protected.open(host, "invite_token");
+	local store, err = open(host);
 	if not store then return nil, err; end
-	local users, users_err = users_of(store);
-	if not users then return nil, users_err; end
+	if not store.has_users then return nil, "its driver does not list the users of a store"; end
+	local users;
+	users, err = store:users();
+	if not users then return nil, err; end
 	for _, user in ipairs(users) do
 		user_rows[user] = user_rows[user] or {};
 	end

@@ -102,6 +102,26 @@ local function check_modules(host, warn)
 	end
 end
 
+-- What mod_invites_register cannot be loaded without, and what follows where the configuration keeps that out.
+local NEEDED = {
+	{ name = "invites", consequence = "invites do not work, and who has none is not refused" };
+	{ name = "register_ibr", consequence = "nobody can register" };
+};
+
+local function check_disabled(host, _, _, add)
+	local modules = compat.lib("core.modulemanager").get_modules_for_host(host);
+	if not modules:contains("invites_register") then return; end
+	local disabled = module:require("guard").disabled_modules(host);
+	-- It needs mod_register_ibr only then.
+	disabled.register_ibr = disabled.register_ibr and config.get(host, "registration_invite_only") ~= false;
+	for _, needed in ipairs(NEEDED) do
+		if disabled[needed.name] then
+			add("critical", ("modules_disabled has %q, which mod_invites_register needs, so that is not loaded: %s"):format(
+				needed.name, needed.consequence));
+		end
+	end
+end
+
 -- What still lies in the bundled module's store, where anybody who can read it can use it.
 local function check_bundled(host, warn, _, add)
 	if config.get(host, "invite_storage") == "prosody" then return; end
@@ -161,8 +181,10 @@ function check.commands(prosodyctl)
 		end
 		local before = #findings;
 		local function warn(text) add("warning", text); end
-		for _, look in ipairs({ check_option_names, check_page, check_expiry, check_roles, check_modules }) do
-			look(host, warn, native);
+		for _, look in ipairs({
+			check_option_names, check_page, check_expiry, check_roles, check_modules, check_disabled;
+		}) do
+			look(host, warn, native, add);
 		end
 		if #findings == before then add("ok", "the configuration makes sense"); end
 		check_bundled(host, warn, native, add);

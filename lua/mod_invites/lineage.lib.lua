@@ -9,17 +9,25 @@ local lineage = {};
 -- Users in one batch, and seconds between two of them: each is a read of a file, and nobody else is to wait.
 local BATCH, PAUSE = 20, 0.1;
 
--- The users of a host whom it knows, and its store; or nil and an error.
+-- Seconds until the store is opened again, if that failed.
+local RETRY = 60;
+
+-- The users of a host whom it knows, and its store; or nil and an error. None where there can be none.
 local function tracked_users(host)
-	local store, err = protected.open(host, "invites_tracking");
-	if not store then return nil, err; end
-	local users;
-	users, err = store:users();
-	if not users then return nil, err; end
+	local store, err, is_final = protected.open(host, "invites_tracking");
+	if not store then
+		if is_final then return {}; end
+		return nil, err;
+	end
+	local users = {};
+	if store.has_users then
+		users, err = store:users();
+		if not users then return nil, err; end
+	end
 	local usernames = {};
-	-- Some drivers list other things among the users, and that module keeps its own notes under " ".
+	-- That module keeps its own notes under " ".
 	for _, username in ipairs(users) do
-		if type(username) == "string" and username:match("%S") then table.insert(usernames, username); end
+		if username:match("%S") then table.insert(usernames, username); end
 	end
 	return usernames, store;
 end
@@ -66,7 +74,7 @@ function lineage.import_tracked(import, report)
 		usernames, store = tracked_users(module.host);
 		if not usernames then
 			report("the store of mod_invites_tracking cannot be read: "..tostring(store));
-			return nil;
+			return RETRY;
 		end
 		return next_batch();
 	end);

@@ -8,26 +8,32 @@
 -- The library must be of this version: the two are installed together.
 local VERSION = "0.1.0";
 
+local function refuse_registration(event)
+	event.allowed = false;
+	event.reason = "Registration is closed because of a problem with this server's invitations";
+	event.error_type, event.error_condition = "wait", "internal-server-error";
+	return true;
+end
+
 -- mod_invites_register refuses registrations without an invite, but only if its dependencies work.
 local function close_registration()
 	if module.host == "*" or not module:get_option_boolean("registration_invite_only", true) then return; end
-	module:hook("user-registering", function (event)
-		event.allowed = false;
-		event.reason = "Registration is closed because of a problem with this server's invitations";
-		event.error_type, event.error_condition = "wait", "internal-server-error";
-		return true;
-	end, 1000000);
+	module:hook("user-registering", refuse_registration, 1000000);
 end
 
-local has_all_parts, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
+local has_all_parts, guard, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
 	module.protected = module:require("protected");
-	return module:require("bundled"), module:require("limits"), module:require("lineage"), module:require("metrics"),
-		module:require("native"), module:require("prosodyctl"), module:require("redemption"), module:require("shell");
+	local registration_guard = module:require("guard");
+	-- First: it is needed most where one of the others fails.
+	registration_guard.stand(refuse_registration);
+	return registration_guard, module:require("bundled"), module:require("limits"), module:require("lineage"),
+		module:require("metrics"), module:require("native"), module:require("prosodyctl"), module:require("redemption"),
+		module:require("shell");
 end);
 if not has_all_parts then
-	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(bundled));
+	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(guard));
 	close_registration();
 	local function refuse() return nil, "internal-server-error"; end
 	create_account, create_account_reset, create_contact, create_group = refuse, refuse, refuse, refuse;
@@ -102,6 +108,12 @@ end
 
 local function open_handle()
 	if not native then return closed(problem); end
+	local unusable = storage == "prosody" and bundled.unusable(module.host);
+	if unusable then
+		problem = ("invite_storage = \"prosody\", and the host's storage cannot keep invites (%s): configure another driver "
+			.."for storage.invite_token, or use invite_storage = \"sqlite\""):format(unusable);
+		return closed(problem);
+	end
 	local deadline = tonumber(module:get_option("invite_postgresql_deadline", 1));
 	local is_open, handle, _, text = protected.call(nil, native.open, {
 		host = module.host;
@@ -122,6 +134,7 @@ local function open_handle()
 		try_out = not is_prosodyctl;
 		null = json_null;
 		nodeprep = nodeprep;
+		registers_in_band = guard.registers_in_band;
 	});
 	if not is_open or not handle then
 		problem = is_open and text or tostring(handle);
@@ -144,12 +157,12 @@ end
 local function failed(condition, text)
 	if condition == "misuse" then
 		error(text, 0);
-	elseif condition == "internal-server-error" or condition == "feature-not-implemented" then
-		report(text);
-	elseif condition == "not-acceptable" then
-		-- Callers do not get the text, which names the key.
+	elseif text and condition == "bad-request" then
+		-- Somebody's mistake, and nothing for the operator to mend.
 		if prosodyctl.is_running() then prosodyctl.complain(text); end
-		if not is_prosodyctl then module:log("warn", "Refused: %s", text); end
+		if not is_prosodyctl then module:log("info", "Refused: %s", text); end
+	elseif text and (condition == "internal-server-error" or condition == "feature-not-implemented") then
+		report(text);
 	end
 	return nil, condition;
 end
@@ -159,23 +172,37 @@ end
 -- Where invites are kept in its store, there is nothing to take over.
 local is_imported = storage == "prosody";
 
+-- Why that failed; not tried again before the timer does.
+local import_problem;
+
+-- Seconds until it does.
+local IMPORT_RETRY = 60;
+
 -- Takes over what the bundled module has stored for this host, if it is new. Nothing is removed there. False if its
 -- store cannot be read, so that nobody can say that there is no such invite.
-local function import_bundled()
+local function import_bundled(is_retry)
 	if is_imported or problem then return true; end
-	local host_rows, user_rows = bundled.read(module.host);
-	if not host_rows then
-		report("The invites that the bundled mod_invites stored cannot be read: "..tostring(user_rows));
+	if import_problem and not is_retry then
+		-- The log has it.
+		if prosodyctl.is_running() then prosodyctl.complain(import_problem); end
 		return false;
 	end
-	local counts, condition, text = handle:import_bundled(host_rows, user_rows);
-	if not counts then
-		failed(condition, text);
+	local function fail(why)
+		import_problem = "The invites that the bundled mod_invites stored cannot be taken over: "..tostring(why);
+		report(import_problem);
 		return false;
 	end
-	is_imported = true;
+	local host_rows, user_rows, remark = bundled.read(module.host);
+	if not host_rows then return fail(user_rows); end
+	local is_done, counts, condition, text = protected.call(nil, handle.import_bundled, handle, host_rows, user_rows);
+	if not is_done then return fail(counts); end
+	if not counts then return fail(text or condition); end
+	is_imported, import_problem = true, nil;
 	for _, why in ipairs(counts.unreadable) do
 		report("An invite that the bundled mod_invites stored was not imported: "..why);
+	end
+	if remark and not is_prosodyctl then
+		module:log("info", "There is nothing to take over from the bundled mod_invites, or not all: %s", remark);
 	end
 	if counts.imported > 0 and not is_prosodyctl then
 		module:log("info", "Imported %d invites that the bundled mod_invites stored; %d were known, %d had expired",
@@ -187,8 +214,19 @@ end
 if module.host ~= "*" and not problem and not is_prosodyctl then
 	-- After the start, not in it; a call that comes earlier does it then.
 	protected.timer(0, "Taking over what the bundled mod_invites stored", function ()
-		return not import_bundled() and 60 or nil;
+		return not import_bundled(true) and IMPORT_RETRY or nil;
 	end);
+end
+
+-- Calls a method of the library on an invite. If the library does not know it, the bundled module may: then once more,
+-- when its invites are here. As long as they cannot be had, nobody can say that there is no such invite, and the
+-- failure comes without a text: it has been reported.
+local function ask(token, method, ...)
+	local result, condition, text = handle[method](handle, ...);
+	if result or condition ~= "token-invalid" or is_imported then return result, condition, text; end
+	if import_bundled() then return handle[method](handle, ...); end
+	if handle:look(token) then return result, condition, text; end -- it is known, and has ended
+	return nil, "internal-server-error";
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
@@ -216,13 +254,54 @@ end
 
 --- creating
 
+-- What a form or JSON can bring in the place of a text; anything else is a mistake in a module.
+local FORM_TYPES = { string = true, number = true, boolean = true, table = true };
+
 -- A username as it is stored and compared; nil if it can be nobody's.
 local function prepped(username)
-	if type(username) ~= "string" then
+	if not FORM_TYPES[type(username)] then
 		error("a username must be a string, not a "..type(username), 0);
 	end
-	local node = nodeprep(username);
-	return node ~= "" and node or nil;
+	local node = type(username) == "string" and nodeprep(username);
+	return node and node ~= "" and node or nil;
+end
+
+-- A value that may be left out, as JSON does that.
+local function optional(value)
+	if value == json_null then return nil; end
+	return value or nil;
+end
+
+-- Whether a list, or with `is_map` also the keys of a table, are texts.
+local function has_texts(list, is_map)
+	if type(list) ~= "table" then return false; end
+	for key, value in pairs(list) do
+		local text = value;
+		if is_map and type(key) == "string" then text = key; end
+		if type(text) ~= "string" then return false; end
+	end
+	return true;
+end
+
+-- The additional_data of a new invite, or nil, a condition and a text. Other modules rely on the types of these fields
+-- when the invite is used.
+local function checked(additional_data)
+	local data = optional(additional_data);
+	if data == nil then return nil; end
+	local wrong;
+	if type(data) ~= "table" then
+		wrong = "additional_data must be a table";
+	elseif optional(data.roles) ~= nil and not has_texts(data.roles, true) then
+		wrong = "additional_data.roles must be a list of names";
+	elseif optional(data.groups) ~= nil and not has_texts(data.groups) then
+		wrong = "additional_data.groups must be a list of names";
+	elseif optional(data.source) ~= nil and type(data.source) ~= "string" then
+		wrong = "additional_data.source must be a string";
+	elseif optional(data.allow_reset) ~= nil and type(data.allow_reset) ~= "string" then
+		wrong = "additional_data.allow_reset must be a string";
+	end
+	if wrong then return nil, "bad-request", wrong; end
+	return data;
 end
 
 -- Nothing was created, and the library says why.
@@ -232,7 +311,7 @@ local function not_created(request, condition, text, limit)
 		limits.tell(text);
 		return nil, condition;
 	end
-	limits.tell(condition);
+	limits.tell(condition == "bad-request" and text or condition);
 	return failed(condition, text);
 end
 
@@ -257,12 +336,10 @@ local function draft_of(request, additional_data)
 	return invite, draft;
 end
 
--- The same for an invite that is going to be stored.
-local function prepare(request, additional_data)
-	if not request then
-		limits.tell(additional_data);
-		return nil, additional_data;
-	end
+-- The same for an invite that is going to be stored. Without a request, additional_data and problem_text are the
+-- condition and the text that there is instead.
+local function prepare(request, additional_data, problem_text)
+	if not request then return not_created(nil, additional_data, problem_text); end
 	request.by_operator = request.by_operator or is_prosodyctl;
 	local invite, draft, text, limit = draft_of(request, additional_data);
 	if not invite then return not_created(request, draft, text, limit); end
@@ -271,8 +348,8 @@ local function prepare(request, additional_data)
 	return invite, draft;
 end
 
-local function create(request, additional_data)
-	local invite, draft = prepare(request, additional_data);
+local function create(request, additional_data, problem_text)
+	local invite, draft = prepare(request, additional_data, problem_text);
 	if not invite then return nil, draft; end
 	local restored, superseded, summary, limit = handle:save(invite, draft, compat.is_heard("invite-stored"));
 	if not restored then return not_created(request, superseded, summary, limit); end
@@ -283,47 +360,54 @@ local function create(request, additional_data)
 		module:log("warn", "A handler of invite-created changed the %s of an invite; it was restored", name);
 	end
 	if summary then protected.fire("invite-stored", summary); end
+	limits.keep(invite);
 	return invite;
 end
 
 local function account_request(account_username, additional_data, ttl)
-	local username;
-	if account_username then
-		username = prepped(account_username);
+	local data, condition, problem_text = checked(additional_data);
+	if condition then return nil, condition, problem_text; end
+	local username = optional(account_username);
+	if username then
+		username = prepped(username);
 		if not username then return nil, "jid-malformed"; end
 	end
 	return {
 		type = "register";
 		username = username;
 		account = username and compat.account_state(username);
-		is_reset = additional_data and additional_data.allow_reset;
+		is_reset = data and optional(data.allow_reset);
 		allow_registration = true;
-		ttl = ttl;
+		ttl = optional(ttl);
 		default_ttl = default_ttl;
-	}, additional_data;
+	}, data;
 end
 
 local function reset_request(account_username, additional_data, ttl)
 	local username = prepped(account_username);
 	if not username then return nil, "jid-malformed"; end
+	local data, condition, problem_text = checked(additional_data);
+	if condition then return nil, condition, problem_text; end
 	local merged_additional_data = {};
-	for k, v in pairs(additional_data or {}) do
+	for k, v in pairs(data or {}) do
 		merged_additional_data[k] = v;
 	end
 	merged_additional_data.allow_reset = username;
-	return account_request(username, merged_additional_data, ttl or reset_ttl);
+	return account_request(username, merged_additional_data, optional(ttl) or reset_ttl);
 end
 
 local function contact_request(username, allow_registration, additional_data, ttl)
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
+	local data, condition, problem_text = checked(additional_data);
+	if condition then return nil, condition, problem_text; end
 	return {
 		type = "roster";
 		username = inviter;
-		allow_registration = allow_registration;
-		ttl = ttl;
+		allow_registration = optional(allow_registration);
+		ttl = optional(ttl);
 		default_ttl = default_ttl;
-	}, additional_data;
+	}, data;
 end
 
 -- Creates an invite to register an account, with this username if one is given.
@@ -349,34 +433,38 @@ end
 -- until it expires.
 function create_group(group_ids, additional_data, ttl)
 	local merged_additional_data = { groups = group_ids };
-	for k, v in pairs(additional_data or {}) do
+	local data, condition, problem_text = checked(additional_data);
+	for k, v in pairs(data or {}) do
 		merged_additional_data[k] = v;
 	end
+	if not condition then data, condition, problem_text = checked(merged_additional_data); end
+	if condition then return create(nil, condition, problem_text); end
 	return create({
 		type = "register";
 		allow_registration = true;
-		reusable = not not ttl;
-		ttl = ttl;
+		reusable = optional(ttl) ~= nil;
+		ttl = optional(ttl);
 		default_ttl = default_ttl;
-	}, merged_additional_data);
+	}, data);
 end
 
 -- What create_invite and create_invites are asked for, as a request.
 local function any_request(wanted)
-	local request, data;
+	local request, data, problem_text;
 	if wanted.kind == "contact" then
-		request, data = contact_request(wanted.username, wanted.allow_registration, wanted.additional_data, wanted.ttl);
+		request, data, problem_text = contact_request(wanted.username, wanted.allow_registration, wanted.additional_data,
+			wanted.ttl);
 		local account = request and compat.account_state(request.username);
 		if account == "missing" then return nil, "item-not-found"; end
 		if account == "not-found" then return nil, "account-unknown"; end
 	elseif wanted.kind == "reset" then
-		request, data = reset_request(wanted.username, wanted.additional_data, wanted.ttl);
+		request, data, problem_text = reset_request(wanted.username, wanted.additional_data, wanted.ttl);
 	elseif wanted.kind == nil or wanted.kind == "account" then
-		request, data = account_request(wanted.username, wanted.additional_data, wanted.ttl);
+		request, data, problem_text = account_request(wanted.username, wanted.additional_data, wanted.ttl);
 	else
-		error("an invite of kind "..tostring(wanted.kind).." cannot be asked for", 0);
+		return nil, "bad-request", "an invite of kind "..tostring(wanted.kind).." cannot be asked for";
 	end
-	if not request then return nil, data; end
+	if not request then return nil, data, problem_text; end
 	request.by_operator = wanted.by_operator;
 	if wanted.max_uses == math.huge then
 		request.reusable = true;
@@ -396,11 +484,11 @@ end
 -- Creates many invites that are alike, in a few transactions: a list of them. Handlers see all before any is stored.
 -- Only an operator does that: nobody's limits apply.
 function create_invites(wanted, number)
-	local request, additional_data = any_request(wanted);
-	if not request then return nil, additional_data; end
+	local request, additional_data, problem_text = any_request(wanted);
+	if not request then return not_created(nil, additional_data, problem_text); end
 	request.by_operator = true;
 	if request.type == "register" and request.username then
-		error("only one invite at a time can be bound to a username", 0);
+		return not_created(nil, "bad-request", "only one invite at a time can be bound to a username");
 	end
 	local pairs_to_save, invites = {}, {};
 	for i = 1, number do
@@ -474,9 +562,7 @@ function pending_invites()
 end
 
 local function get_info(kinds, token)
-	local is_complete = import_bundled();
-	local invite, condition, text = handle:info(kinds, token);
-	if not invite and condition == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
+	local invite, condition, text = ask(token, "info", kinds, token);
 	if not invite then return failed(condition, text); end
 	return invite;
 end
@@ -494,10 +580,8 @@ end
 --- looking after invites
 
 -- What stands in the library for an invite that an operator names: by its token, or by at least six digits of its id.
--- What is not known here may still be in the bundled module's store.
 local function resolve(named)
-	if not import_bundled() then return nil, "internal-server-error"; end
-	local key, condition, text = handle:resolve(named);
+	local key, condition, text = ask(named, "resolve", named);
 	if not key then return failed(condition, text); end
 	return key;
 end
@@ -534,7 +618,7 @@ end
 -- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch, all at once: how
 -- many those were.
 function revoke_inviter(username, is_branch, reason, by)
-	if not import_bundled() then return nil, "internal-server-error"; end
+	import_bundled();
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
 	local revoked, condition, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
@@ -547,8 +631,13 @@ end
 
 -- Revokes an invite of any kind by its token. Also true if there is no such invite.
 function delete_account_invite(token)
-	if not import_bundled() then return nil, "internal-server-error"; end
 	local revoked, condition = revoke_key(token);
+	if not revoked and condition == "token-invalid" and not is_imported then
+		-- If it is one of the bundled module's, it would be good once it is here.
+		local known, why_not, text = ask(token, "look", token);
+		if not known and why_not == "internal-server-error" then return failed(why_not, text); end
+		revoked, condition = revoke_key(token);
+	end
 	if not revoked and condition ~= "token-invalid" then return nil, condition; end
 	return true;
 end
@@ -638,7 +727,7 @@ end
 
 -- What prosodyctl and the shell print: see the methods of the library.
 function list_text(filter, options, after, limit, has_header)
-	import_bundled();
+	if not after then import_bundled(); end
 	return told(handle:list_text(filter, options, after, limit, has_header));
 end
 
@@ -670,6 +759,8 @@ end
 function export_to_bundled()
 	-- What was made there since is to stay.
 	if not import_bundled() then return nil, "internal-server-error"; end
+	local unusable = bundled.unusable(module.host);
+	if unusable then return nil, unusable; end
 	if bundled.driver() == "memory" then return nil, "storage = \"memory\" keeps nothing for another process"; end
 	local host_rows, user_rows, count, unknown = handle:bundled_rows();
 	if not host_rows then return failed(user_rows, count); end
@@ -685,7 +776,7 @@ end
 -- Writes all invites as JSON lines, or those alone that can be used now: `write` is called with pieces of text. How
 -- many there were, or nil, a condition and what it was.
 function export_invites(is_pending, write)
-	if not import_bundled() then return nil, "internal-server-error"; end
+	import_bundled();
 	return handle:export(is_pending, write);
 end
 
@@ -712,15 +803,18 @@ function valid_invite_methods:use()
 	return redemption.use(self);
 end
 
+-- The validated invite of a token; or nil, why not, and whether the library does not know it although it cannot say
+-- that there is no such invite.
 local function validate(token, username)
 	if token and username then
 		username = type(username) == "string" and nodeprep(username);
 		if not username or username == "" then return nil, "token-invalid"; end
 	end
-	local is_complete = import_bundled();
-	local invite, depends_on, more = handle:get(token, username or nil);
-	if not invite and depends_on == "token-invalid" and not is_complete then return nil, "internal-server-error"; end
-	if not invite then return failed(depends_on, more); end
+	local invite, depends_on, more = ask(token, "get", token, username or nil);
+	if not invite then
+		local _, condition = failed(depends_on, more);
+		return nil, condition, condition == "internal-server-error" and not more;
+	end
 	redemption.remember(invite, depends_on, more);
 	if depends_on then
 		local confirmed, condition, why_not, revoked = handle:confirm(token, compat.account_states(depends_on));
@@ -733,9 +827,14 @@ local function validate(token, username)
 			return failed(condition, why_not);
 		end
 	end
-	if invite.additional_data and invite.additional_data.roles then
-		local roles, unknown = compat.known_roles(compat.roles(invite.additional_data.roles));
-		invite.additional_data.roles = roles;
+	-- The bundled module has stored whatever it was given, and others take the types for granted.
+	if type(invite.additional_data) ~= "table" then invite.additional_data = nil; end
+	local data = invite.additional_data or {};
+	if not has_texts(data.groups) then data.groups = nil; end
+	if not has_texts(data.roles, true) then data.roles = nil; end
+	if data.roles then
+		local roles, unknown = compat.known_roles(compat.roles(data.roles));
+		data.roles = roles;
 		if unknown[1] then
 			report(("An invite gives roles that %s does not have, and whoever uses it goes without: %s"):format(module.host,
 				table.concat(unknown, ", ")));

@@ -199,19 +199,35 @@ end
 
 --- storage
 
--- A store of Prosody's on a host, `typ` as for storagemanager.open; nil and an error if it cannot be opened. Where the
--- driver raises an error, its methods return nil and the message; users() returns a list.
+-- Name of the driver that a host has for a store.
+function protected.driver(host, name)
+	local _, _, driver = protected.call(nil, storagemanager.get_driver, host, name);
+	return driver;
+end
+
+-- A store of Prosody's on a host, `typ` as for storagemanager.open; nil, an error, and whether that will stay so for as
+-- long as the configuration does: a host's driver may keep nothing at all, or only some stores, or be missing. Where
+-- the driver raises an error, its methods return nil and the message. `has_users`: whether the driver can list the
+-- users that a store has rows for; users() returns a list of them.
 function protected.open(host, name, typ)
 	local ok, store, err = protected.call(nil, storagemanager.open, host, name, typ);
 	if not ok then return nil, store; end
-	if not store then return nil, err or "the store "..name.." cannot be opened"; end
-	local opened = {};
+	if not store then
+		-- That is what mod_storage_xep0227 says.
+		return nil, err or "the store "..name.." cannot be opened", err == "unsupported-datastore";
+	end
+	-- storagemanager's stand-in for a driver that cannot be loaded, or does not keep such a store.
+	if store.name == "null" then return nil, "the host has no storage for "..name, true; end
+	local opened = { has_users = type(store.users) == "function" };
+	-- Some drivers list the host's own rows among them: under "" (SQL), or under a function (memory).
 	function opened.users()
 		return returned(protected.call(nil, function ()
 			local users = {};
 			local iterator, state, user = store:users();
 			if not iterator then error(state or "the users of the store "..name.." cannot be listed", 0); end
-			for each in iterator, state, user do table.insert(users, each); end
+			for each in iterator, state, user do
+				if type(each) == "string" and each ~= "" then table.insert(users, each); end
+			end
 			return users;
 		end));
 	end

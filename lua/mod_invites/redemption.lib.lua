@@ -315,7 +315,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 	end
 
 	local function guard_registration(event, invite)
-		local username = nodeprep(event.username);
+		local username = type(event.username) == "string" and nodeprep(event.username);
 		if not username then return; end -- nobody can register that
 		local account, has_failed = compat.account_state(username);
 		-- The caller would ask the same, and leave the client without an answer.
@@ -453,7 +453,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 	end
 
 	local function after_account_change(handlers, event_name, event)
-		if type(event) == "table" and event.username then
+		if type(event) == "table" and type(event.username) == "string" then
 			redeem_registration(event);
 		end
 		local ret = handlers(event_name, event);
@@ -529,11 +529,11 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	protected.hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
-		local invite, condition = validate(stanza.tags[1].attr.token);
+		local invite, condition, is_unknown = validate(stanza.tags[1].attr.token);
 		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
-		elseif condition == "internal-server-error" or condition == "account-unknown" then
+		elseif condition == "account-unknown" or condition == "internal-server-error" and not is_unknown then
 			return answer_failure(event, condition);
 		end
 		session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
@@ -542,6 +542,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 			session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
 			return true;
 		end
+		if is_unknown then return answer_failure(event, condition); end
 	end, 10, answer_failure);
 
 	contacts.hook(validate, function (invite, contact, username)

@@ -18,6 +18,8 @@ local SENTENCES = {
 	["account-unknown"] = "There is no such account, or the authentication provider cannot be asked for it";
 	["not-allowed"] = "The account is disabled";
 	["id-ambiguous"] = "Several invites have an id that begins so: write more of it";
+	["jid-malformed"] = "This is not a possible username";
+	["bad-request"] = "A value cannot be used; see the log";
 	["internal-server-error"] = "The invite could not be stored or read; see the log";
 };
 
@@ -310,6 +312,7 @@ function shell.register(make_commands)
 	for _, command in ipairs(make_commands()) do
 		local name = command.name;
 		local function handler(self, selector, ...)
+			if type(selector) ~= "string" then return nil, "Supply a host, or the JID of an account"; end
 			local _, host = jid_split(selector);
 			local current, err = command_of(host, name);
 			if not current then return nil, err; end
@@ -328,6 +331,8 @@ function shell.register(make_commands)
 			if not arguments then return nil, problem; end
 			if #arguments >= #current.args then
 				return nil, "Unexpected argument: "..tostring(arguments[#arguments]);
+			elseif #arguments < #current.args - 1 then
+				return nil, "Supply the "..current.args[#arguments + 2].name;
 			end
 			table.insert(arguments, opts);
 			return current.handler(self, selector, compat.unpack(arguments));

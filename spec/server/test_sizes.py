@@ -44,7 +44,7 @@ def test_more_than_can_be_stored_is_refused_soon_whichever_way_it_comes(server: 
         """,
         limit=LIMIT,
     ) == {
-        name: [True, "not-acceptable"]
+        name: [True, "bad-request"]
         for name in ("account", "reset", "contact", "group", "many", "reason", "by", "inviter", "handler")
     }
     log = server.log()

@@ -25,6 +25,8 @@ pub(super) struct Bundled {
 	pub(super) null: Null,
 	/// `util.encodings.stringprep.nodeprep`
 	pub(super) nodeprep: Function,
+	/// Whether anybody can register in-band on the host of this name. Without it, everybody whose invite says so.
+	pub(super) registers_in_band: Option<Function>,
 }
 
 /// The rows of one invite.
@@ -47,7 +49,7 @@ impl Found {
 		match read {
 			Ok(Ok(invite)) => self.invites.push(invite),
 			// A row that is not of the bundled module's making must not keep the others from being read.
-			Ok(Err(Failure::Misuse(why))) => self.unreadable.push(why),
+			Ok(Err(Failure::Misuse(why) | Failure::BadValue(why))) => self.unreadable.push(why),
 			Ok(Err(Failure::Invite(error))) => self.unreadable.push(error.to_string()),
 			Err(error) => self.unreadable.push(error.to_string()),
 		}
@@ -55,11 +57,31 @@ impl Found {
 }
 
 impl Bundled {
+	/// From the options of a handle.
+	pub(super) fn new(options: &Table) -> LuaResult<Self> {
+		Ok(Self {
+			null: Null::new(options.get("null")?),
+			nodeprep: options.get("nodeprep")?,
+			registers_in_band: options.get("registers_in_band")?,
+		})
+	}
+
+	/// Whether anybody can register in-band on a host now.
+	pub(super) fn is_in_band(&self, host: &str) -> LuaResult<bool> {
+		self.registers_in_band.as_ref().map_or(Ok(true), |registers| registers.call(host))
+	}
+
+	/// The link of an invite as it is good now.
+	pub(super) fn uri(&self, invite: &Invite, token: &Token) -> LuaResult<String> {
+		let is_asked = invite.invite_type == Type::Roster && invite.allow_registration;
+		Ok(invite.uri(token, is_asked && self.is_in_band(&invite.host)?))
+	}
+
 	/// The rows of an invite. One without a token has none.
 	pub(super) fn rows(&self, lua: &Lua, invite: &Invite) -> LuaResult<Option<(Token, Rows)>> {
 		let Some(token) = &invite.token else { return Ok(None) };
 		let host = if invite.serves(Purpose::Account) {
-			Some(describe(lua, invite, Some(token), &self.null)?)
+			Some(describe(lua, invite, Some(token), self)?)
 		} else {
 			None
 		};

@@ -12,7 +12,6 @@ use mlua::{Lua, Result as LuaResult, Table};
 
 use super::bundled::Bundled;
 use super::prosody::HostStorage;
-use super::value::Null;
 use crate::invite::Invite;
 use crate::store::conformance::PROMISES;
 use crate::store::memory::MemoryStore;
@@ -28,7 +27,7 @@ fn keep(lua: &Lua, name: &str, options: &Table) -> LuaResult<(Option<bool>, Opti
 	let Some((_, promise)) = PROMISES.iter().find(|(known, _)| *known == name) else {
 		return Ok((None, Some("no such promise".to_owned())));
 	};
-	let bundled = Bundled { null: Null::new(options.get("null")?), nodeprep: options.get("nodeprep")? };
+	let bundled = Bundled::new(options)?;
 	let functions: Table = options.get("bundled")?;
 	let storage = HostStorage::new(lua, &functions, bundled.clone())?;
 	let store = MemoryStore::over(Arc::default(), storage);

@@ -64,6 +64,9 @@ const ALL_KINDS: &str = "all";
 /// Invites in one page of a listing, and in one batch of work: about a millisecond of it.
 const PAGE: u32 = 500;
 
+/// The end of the year 9999: later times cannot be written as a date everywhere.
+const END_OF_TIME: i64 = 253_402_300_799;
+
 /// Invites that are ended in one transaction.
 const BATCH: u32 = 50;
 
@@ -172,7 +175,7 @@ impl Handle {
 		};
 		match self.invites.prepare(request, clock::now()) {
 			Ok((invite, token)) => {
-				let table = describe(lua, &invite, Some(&token), &self.bundled.null)?;
+				let table = describe(lua, &invite, Some(&token), &self.bundled)?;
 				Ok(Ok((table, Draft { invite, token, allowance })))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -231,6 +234,9 @@ impl Handle {
 			}
 			Err(Failure::Invite(InviteError::TooDeep(path))) => {
 				Err(InviteError::TooDeep(draft.without_token(&path)).into())
+			}
+			Err(Failure::BadValue(text)) => {
+				Err(Failure::BadValue(text.replace(draft.token.reveal(), "(the token)")))
 			}
 			Err(failure) => Err(failure),
 		})
@@ -343,7 +349,7 @@ impl Handle {
 				Ok(Err(InviteError::TokenInvalid.into()))
 			}
 			Ok((invite, token)) => {
-				let table = validated(lua, &invite, &token, purpose, &self.bundled.null)?;
+				let table = validated(lua, &invite, &token, purpose, &self.bundled)?;
 				Ok(Ok((table, depends_on(&invite), invite.kind() == Kind::Reset)))
 			}
 			Err(error) => Ok(Err(error.into())),
@@ -364,7 +370,7 @@ impl Handle {
 			}
 		}
 		match found {
-			Ok((invite, token)) => describe(lua, &invite, token.as_ref(), &self.bundled.null).map(Ok),
+			Ok((invite, token)) => describe(lua, &invite, token.as_ref(), &self.bundled).map(Ok),
 			Err(error) => Ok(Err(error.into())),
 		}
 	}
@@ -578,7 +584,7 @@ impl Handle {
 				let tables = page
 					.iter()
 					.filter(|invite| kinds == ALL_KINDS || invite.serves(Purpose::Account))
-					.map(|invite| describe(lua, invite, invite.token.as_ref(), &self.bundled.null))
+					.map(|invite| describe(lua, invite, invite.token.as_ref(), &self.bundled))
 					.collect::<LuaResult<Vec<_>>>()?;
 				Ok(Ok((tables, next.map(|next| BString::from(next.as_bytes().as_slice())))))
 			}
@@ -669,14 +675,23 @@ pub(super) fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Fai
 		_ => value.clone(),
 	};
 	Ok(match whole_seconds(&number) {
-		Some(Seconds::Finite(seconds)) if seconds <= 0 => Err(refuse_ttl(value)?),
+		Some(Seconds::Finite(seconds)) if !(1..=END_OF_TIME - clock::now()).contains(&seconds) => {
+			Err(refuse_ttl(value)?)
+		}
 		Some(seconds) => Ok(seconds.finite()),
 		None => Err(refuse_ttl(value)?),
 	})
 }
 
 fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
-	Ok(Failure::Misuse(format!("ttl must be a positive number of seconds, not {}", value.to_string()?)))
+	// A table or a function is named by its type alone.
+	let value = match value {
+		Value::String(_) | Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => value.to_string()?,
+		other => format!("a {}", other.type_name()),
+	};
+	Ok(Failure::BadValue(format!(
+		"ttl must be a positive number of seconds that ends before the year 10000, or math.huge for never, not {value}"
+	)))
 }
 
 impl UserData for Handle {
@@ -746,7 +761,8 @@ impl UserData for Handle {
 		});
 		methods.add_method(
 			"revoke",
-			|lua, this, (token, why, by): (Value, Option<String>, Option<String>)| {
+			|lua, this, (token, why, by): (Value, Option<LuaString>, Option<LuaString>)| {
+				let (why, by) = (why.map(|why| why.to_string_lossy()), by.map(|by| by.to_string_lossy()));
 				outcome(this.revoke(lua, &token, why.as_deref(), by.as_deref()))
 			},
 		);

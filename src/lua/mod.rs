@@ -14,8 +14,8 @@
 //! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
 //!
 //! Every function returns `nil, condition, text` when it fails. The condition is one of
-//! [`InviteError::condition`], or `"misuse"` where the caller passed something that it must not: the shim
-//! raises that one as a string, since an error raised from here would be a userdata.
+//! [`InviteError::condition`], `"bad-request"` for a value that a form may have brought, or `"misuse"` where the author of
+//! the caller made a mistake: the shim raises that one as a string, since an error raised from here would be a userdata.
 
 mod bundled;
 mod command;
@@ -58,6 +58,9 @@ const TURN: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 enum Failure {
 	Invite(InviteError),
+	/// A value that a form may have brought, such as a negative ttl.
+	BadValue(String),
+	/// What only the author of a module can mean, such as a function among what is to be stored.
 	Misuse(String),
 }
 
@@ -87,6 +90,7 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 				};
 				(Value::Nil, error.condition(), error.to_string(), more).into_lua_multi(lua)
 			}
+			Err(Failure::BadValue(text)) => (Value::Nil, "bad-request", text).into_lua_multi(lua),
 			Err(Failure::Misuse(text)) => (Value::Nil, "misuse", text).into_lua_multi(lua),
 		}
 	}
@@ -98,16 +102,16 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 }
 
 /// `open { host, storage, path, lock_wait_ms, postgresql, deadline, bundled, token_at_rest, limits, allows_unknown_age, null,
-/// nodeprep }`: `storage` is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another
+/// nodeprep, registers_in_band }`: `storage` is `"sqlite"` (with `path`, the database file, and `lock_wait_ms`, how long to wait for another
 /// process), `"postgresql"` (with `postgresql`, a URL or nil, and `deadline`, the seconds that a call may take), `"prosody"`
 /// (with `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`;
 /// `token_at_rest` is `"plain"` or `"digest"`; `limits` is the option `invite_limits` (see [`policy`]), and
 /// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
-/// `util.encodings`.
+/// `util.encodings`; `registers_in_band(host)` says whether anybody can register in-band there, which links have to tell.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
-	let bundled = Bundled { null: Null::new(options.get("null")?), nodeprep: options.get("nodeprep")? };
+	let bundled = Bundled::new(options)?;
 	let store: Arc<dyn InviteStore> = match storage.as_str() {
 		"sqlite" => {
 			let path: BString = options.get("path")?;

@@ -25,7 +25,9 @@
 
 use std::collections::HashMap;
 
-use mlua::{BString, Function, Lua, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value};
+use mlua::{
+	BString, Function, Lua, LuaString, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value,
+};
 
 use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
@@ -112,18 +114,19 @@ impl Handle {
 	) -> LuaResult<Result<(String, Option<String>), Failure>> {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get("show_token")?;
+		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
 		let now = clock::now();
 		let shown = || -> Result<_, Failure> {
 			let digest = digest(token)?;
 			let invite = with_token(self.invites.find(&digest)?, token);
 			let used = self.invites.redemptions(&digest)?;
-			let detail = Detail { show_token, redemptions: Some(&used) };
+			let detail = Detail { show_token, is_in_band, redemptions: Some(&used) };
 			let text = if is_json {
 				as_line(render::json(&invite, detail, now))?
 			} else {
 				render::text(&invite, detail, now, width)
 			};
-			Ok((text, if show_token { render::link(&invite) } else { None }))
+			Ok((text, if show_token { render::link(&invite, is_in_band) } else { None }))
 		};
 		Ok(shown())
 	}
@@ -165,6 +168,7 @@ impl Handle {
 	) -> LuaResult<Result<TextPage, Failure>> {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get::<Option<bool>>("show_token")?.unwrap_or(false);
+		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
 		let (mut page, part, next) = match self.page(filter, after)? {
 			Ok(page) => page,
 			Err(failure) => return Ok(Err(failure)),
@@ -172,13 +176,13 @@ impl Handle {
 		page.truncate(limit.unwrap_or(u32::MAX).try_into().unwrap_or(usize::MAX));
 		let now = clock::now();
 		let text = if is_json {
-			let detail = Detail { show_token, redemptions: None };
+			let detail = Detail { show_token, is_in_band, redemptions: None };
 			page.iter().map(|invite| as_line(render::json(invite, detail, now))).collect()
 		} else {
 			let listing = Listing::new(part, show_token, width);
 			// Nothing stands above nothing.
 			let header = if !has_header && !page.is_empty() { listing.header() } else { String::new() };
-			Ok(header + &listing.page(&page, now))
+			Ok(header + &listing.page(&page, is_in_band, now))
 		};
 		let shown = u32::try_from(page.len()).unwrap_or(u32::MAX);
 		Ok(text.map(|text: String| (text.into(), next.as_ref().map(write_position), shown)))
@@ -340,13 +344,13 @@ fn read_filter(table: &Table) -> LuaResult<Result<(Filter, Part), Failure>> {
 	let read = || {
 		let state = state
 			.map(|word| {
-				State::from_word(&word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no state")))
+				State::from_word(&word).ok_or_else(|| Failure::BadValue(format!("{word:?} is no state")))
 			})
 			.transpose()?;
 		let kind = kind
 			.map(|word| {
 				Kind::from_stored(&word)
-					.ok_or_else(|| Failure::Misuse(format!("{word:?} is no kind of invite")))
+					.ok_or_else(|| Failure::BadValue(format!("{word:?} is no kind of invite")))
 			})
 			.transpose()?;
 		let filter = Filter { state, kind, inviter, text };
@@ -401,7 +405,8 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
 	methods.add_method(
 		"revoke_inviter",
-		|lua, this, (username, is_branch, why, by): (String, bool, Option<String>, Option<String>)| {
+		|lua, this, (username, is_branch, why, by): (String, bool, Option<LuaString>, Option<LuaString>)| {
+			let (why, by) = (why.map(|why| why.to_string_lossy()), by.map(|by| by.to_string_lossy()));
 			let revoked = this.invites.revoke_inviter(
 				&username,
 				is_branch,

@@ -2,6 +2,7 @@
 
 use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
+use super::bundled::Bundled;
 use super::value::{Null, Room, read_field, write, write_entries};
 use super::{Failure, is_truthy, set_some};
 use crate::clock::{self, Timestamp};
@@ -12,7 +13,13 @@ use crate::token::Token;
 
 /// The invite with all that is known of it, as `create_*` and `get_account_invite_info` return it. Without a token the public
 /// id stands in its place, and there are no links.
-pub(super) fn describe(lua: &Lua, invite: &Invite, token: Option<&Token>, null: &Null) -> LuaResult<Table> {
+pub(super) fn describe(
+	lua: &Lua,
+	invite: &Invite,
+	token: Option<&Token>,
+	bundled: &Bundled,
+) -> LuaResult<Table> {
+	let null = &bundled.null;
 	let table = lua.create_table_with_capacity(0, 7 + invite.fields.entries().len())?;
 	table.raw_set("type", invite.invite_type.as_str())?;
 	table.raw_set("jid", invite.jid())?;
@@ -24,7 +31,7 @@ pub(super) fn describe(lua: &Lua, invite: &Invite, token: Option<&Token>, null: 
 	set_some(&table, "uses", Some(invite.uses).filter(|uses| *uses > 0))?;
 	if let Some(token) = token {
 		table.raw_set("token", token.reveal())?;
-		table.raw_set("uri", invite.uri(token))?;
+		table.raw_set("uri", bundled.uri(invite, token)?)?;
 		write_entries(lua, &invite.fields_with(token), null, &table)?;
 	} else {
 		write_entries(lua, &invite.fields, null, &table)?;
@@ -41,8 +48,9 @@ pub(super) fn validated(
 	invite: &Invite,
 	token: &Token,
 	purpose: Purpose,
-	null: &Null,
+	bundled: &Bundled,
 ) -> LuaResult<Table> {
+	let null = &bundled.null;
 	// No larger than it must be, for this is done most often: a table of Lua has room for 8 or 16.
 	let table = lua.create_table_with_capacity(0, if invite.username.is_some() { 10 } else { 8 })?;
 	table.raw_set("token", token.reveal())?;
@@ -58,7 +66,7 @@ pub(super) fn validated(
 	let field = |name| fields.get(name).map(|value| write(lua, value, null)).transpose();
 	match field("uri")? {
 		Some(uri) => table.raw_set("uri", uri)?,
-		None => table.raw_set("uri", invite.uri(token))?,
+		None => table.raw_set("uri", bundled.uri(invite, token)?)?,
 	}
 	set_some(&table, "additional_data", field("additional_data")?)?;
 	table.raw_set("reusable", invite.max_uses.is_none())?;
@@ -102,7 +110,8 @@ fn says(invite: &Invite, token: &Token, name: &str, value: &Value) -> bool {
 		"token" => text(token.reveal()),
 		"type" => text(invite.invite_type.as_str()),
 		"jid" => text(&invite.jid()),
-		"uri" => text(&invite.uri(token)),
+		// Whatever could be done on the host when it was written down.
+		"uri" => text(&invite.uri(token, true)) || text(&invite.uri(token, false)),
 		"created_at" => *value == Value::Integer(invite.created_at),
 		"allow_registration" => invite.allow_registration && *value == Value::Boolean(true),
 		"reusable" => invite.max_uses.is_none() && *value == Value::Boolean(true),
@@ -225,14 +234,14 @@ pub(super) fn limit(value: &Value) -> Result<Option<u32>, Failure> {
 		None => None,
 	};
 	limit.map(Some).ok_or_else(|| {
-		Failure::Misuse("max_uses must be a positive whole number, or math.huge for no limit".to_owned())
+		Failure::BadValue("max_uses must be a positive whole number, or math.huge for no limit".to_owned())
 	})
 }
 
 /// The last second of validity from what stands under `expires`.
 pub(super) fn end(value: &Value) -> Result<Option<Timestamp>, Failure> {
 	whole_seconds(value).map(Seconds::finite).ok_or_else(|| {
-		Failure::Misuse("expires must be a number of seconds since 1970, or math.huge for never".to_owned())
+		Failure::BadValue("expires must be a number of seconds since 1970, or math.huge for never".to_owned())
 	})
 }
 

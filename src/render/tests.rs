@@ -34,7 +34,7 @@ fn notes() -> [Invite; 4] {
 
 fn listing(width: u16) -> String {
 	let listing = Listing::new(Part::Open, false, width);
-	listing.header() + &listing.page(&notes(), NOW)
+	listing.header() + &listing.page(&notes(), true, NOW)
 }
 
 #[test]
@@ -64,20 +64,20 @@ ID               STATE   ABOUT
 #[test]
 fn a_link_is_never_cut_off() {
 	let listing = Listing::new(Part::Open, true, 40);
-	assert!(listing.page(&notes(), NOW).contains("\n  xmpp:example.com?register;preauth=secret\n"));
-	let detail = Detail { show_token: true, redemptions: None };
+	assert!(listing.page(&notes(), true, NOW).contains("\n  xmpp:example.com?register;preauth=secret\n"));
+	let detail = Detail { show_token: true, is_in_band: true, redemptions: None };
 	assert!(text(&notes()[0], detail, NOW, 20).ends_with("\nxmpp:example.com?register;preauth=secret\n"));
 }
 
 #[test]
 fn without_being_asked_for_the_token_is_nowhere() {
 	let used = [redemption()];
-	let detail = Detail { show_token: false, redemptions: Some(&used) };
+	let detail = Detail { show_token: false, is_in_band: true, redemptions: Some(&used) };
 	for invite in notes() {
 		let shown = [
 			text(&invite, detail, NOW, 80),
 			json(&invite, detail, NOW).unwrap(),
-			Listing::new(Part::Open, false, 200).page(&[invite], NOW),
+			Listing::new(Part::Open, false, 200).page(&[invite], true, NOW),
 		];
 		assert!(shown.iter().all(|shown| !shown.contains("secret")), "{shown:?}");
 	}
@@ -103,13 +103,13 @@ fn the_end_of_an_invite_says_who_and_why() {
 		..noted(b"for the fair")
 	};
 	let used = [redemption()];
-	let shown = text(&over, Detail { show_token: true, redemptions: Some(&used) }, NOW, 80);
+	let shown = text(&over, Detail { show_token: true, is_in_band: true, redemptions: Some(&used) }, NOW, 80);
 	for said in
 		["state      revoked", "revoked by shell", "because    lost\\nphone", "by bob\\u{7} (mod_register)"]
 	{
 		assert!(shown.contains(said), "{shown}");
 	}
-	let listed = Listing::new(Part::History, false, 120).page(&[over], NOW);
+	let listed = Listing::new(Part::History, false, 120).page(&[over], true, NOW);
 	assert!(listed.contains("for the fair (account), by shell: lost\\nphone"), "{listed}");
 }
 
