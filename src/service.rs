@@ -711,8 +711,11 @@ fn check_reason(why: Option<&str>, by: Option<&str>) -> Result<(), InviteError> 
 
 /// As much of a text as can be kept, where it is too late to refuse it.
 fn cut(text: &str) -> &str {
-	let end = (0..=MAX_ATTACHED).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-	text.get(..end.min(text.len())).unwrap_or(text)
+	if text.len() <= MAX_ATTACHED {
+		return text;
+	}
+	let end = (0..=MAX_ATTACHED).rev().find(|end| text.is_char_boundary(*end));
+	text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
 /// Whether an invite is one for the purpose, and good now.

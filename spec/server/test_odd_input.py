@@ -241,13 +241,6 @@ async def test_an_invite_without_end_is_shown_by_the_ad_hoc_commands(server: Pro
             assert made.form_type == "result"
 
 
-async def test_a_command_that_fails_is_answered_and_logged(server: Prosody) -> None:
-    server.eval('module:hook("invite-created", function () error("a handler of another module"); end)')
-    async with await login(server, "admin", "pw") as stream:
-        assert "problem of the server" in told(await stream.command(CREATE_ACCOUNT))
-    assert "The ad-hoc command urn:xmpp:invite#create-account failed" in server.log()
-
-
 async def test_preauth_is_answered_whatever_its_token(server: Prosody) -> None:
     async with await open_stream(server) as stream:
         for token in (None, "", " ", "x" * 5000, "'\"<>&", "ü", "%00"):

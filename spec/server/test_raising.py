@@ -347,7 +347,7 @@ async def test_the_user_of_a_command_that_fails_is_told(host: Host) -> None:
     async with await login(host.server, "juliet", "secret", host.name) as juliet:
         answer = await juliet.command("urn:xmpp:invite#invite")
     assert answer.status == "completed"
-    assert len(host.errors(about="An ad-hoc command failed")) == 1
+    assert len(host.errors(about="The ad-hoc command urn:xmpp:invite#invite failed")) == 1
 
 
 async def test_prosodyctl_is_told_when_the_server_does_not_understand_it(host: Host) -> None:
@@ -466,13 +466,13 @@ async def test_a_driver_that_raises_never_makes_a_token_invalid(host: Host) -> N
         with pytest.raises(Refused) as refused:
             await stream.preauth("not-one-of-ours")
     assert (refused.value.type, refused.value.condition) == ("wait", "internal-server-error")
-    assert host.errors(about="The invites that the bundled mod_invites stored cannot be read")
+    assert host.errors(about="The invites that the bundled mod_invites stored cannot be taken over")
 
 
 def test_what_could_not_be_taken_over_is_taken_over_later(host: Host) -> None:
     host.eval(f"{FAULT} switch.raising.invite_token = true;")
     host.eval(HURRY)
-    until(lambda: len(host.errors(about="cannot be read")) > 2)
+    until(lambda: len(host.errors(about="cannot be taken over")) > 2)
     host.eval(
         f"""
         {FAULT}

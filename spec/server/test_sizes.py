@@ -29,7 +29,7 @@ def test_more_than_can_be_stored_is_refused_soon_whichever_way_it_comes(server: 
         try("account", invites.create_account(nil, { nested = nested }));
         try("reset", invites.create_account_reset("juliet", { note = ("x"):rep(args.limit) }));
         try("contact", invites.create_contact("juliet", true, { nested = nested }));
-        try("group", invites.create_group({ nested }, nil, 60));
+        try("group", invites.create_group({ ("x"):rep(args.limit) }, nil, 60));
         try("many", invites.create_invites({ additional_data = { nested = nested } }, 3));
         local invite = assert(invites.create_account(nil, { note = ("x"):rep(args.limit / 2) }));
         try("reason", invites.revoke(invite.token, ("x"):rep(args.limit + 1)));
