@@ -18,9 +18,9 @@ make() { # SUITE ROOT PACKAGE…
 	trap "rm -r '$settings'" EXIT
 	{
 		mirror "$suite" http://deb.debian.org/debian
-		if [[ $suite == bookworm ]]; then
-			mirror bookworm-updates http://deb.debian.org/debian
-			mirror bookworm-security http://deb.debian.org/debian-security
+		if [[ $suite == @(bookworm|trixie) ]]; then
+			mirror "$suite-updates" http://deb.debian.org/debian
+			mirror "$suite-security" http://deb.debian.org/debian-security
 		fi
 	} >"$settings/sources.list"
 	apt-config dump | grep -E '^Acquire::(https?(::|:)|Check-|Retries)' >"$settings/apt.conf" || true
