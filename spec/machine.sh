@@ -9,7 +9,6 @@ cd "$(dirname "$0")/.."
 
 lua=${LUA:-lua5.4}
 rust=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
-release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
 missing=()
 unpacked=() # Python packages, as DIRECTORY PACKAGE==VERSION…; each directory under target/
 
@@ -196,12 +195,12 @@ own_apt() {
 		-o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt/cache" "$@"
 }
 
-update_own_apt() { # SUITE…
+update_own_apt() { # SUITE
 	local mirror signed='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed -n '/\/debian\/\?$/{p;q}')
 	[[ ! -f $keyring ]] || signed="[signed-by=$keyring]"
 	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-	printf "deb $signed ${mirror:-http://deb.debian.org/debian} %s main\n" "$@" >"$apt/sources.list"
+	echo "deb $signed ${mirror:-http://deb.debian.org/debian} $1 main" >"$apt/sources.list"
 	own_apt update
 }
 
@@ -210,6 +209,7 @@ update_own_apt() { # SUITE…
 unpack_prosody() { # SUITE
 	local suite=$1 package version work
 	echo "unpacking prosody and prosody-modules of $suite into target/prosody"
+	update_own_apt "$suite"
 	work=$(mktemp -d "$apt/unpack.XXXXXX")
 	(cd "$work" && own_apt download "prosody/$suite" "prosody-modules/$suite")
 	version=$(dpkg-deb -f "$work"/prosody_*.deb Version)
@@ -226,19 +226,16 @@ unpack_prosody() { # SUITE
 
 # Those of this machine's release: the libraries of another one's are missing here.
 unpack_prosodys() {
-	local suite suites=("$release") updated='' versions=()
-	if [[ $release == bookworm ]]; then
+	local suite suites versions=()
+	suites=("$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
+	if [[ ${suites[0]} == bookworm ]]; then
 		suites+=(bookworm-backports)
 	else
 		echo "Prosody 0.12 is left out: the libraries that it needs are in Debian 12 (bookworm) alone"
 	fi
 	mkdir -p target/prosody
 	for suite in "${suites[@]}"; do
-		if [[ ! -f target/prosody/$suite ]]; then
-			[[ $updated ]] || update_own_apt "${suites[@]}"
-			updated=yes
-			unpack_prosody "$suite"
-		fi
+		[[ -f target/prosody/$suite ]] || unpack_prosody "$suite"
 		versions+=("$(<"target/prosody/$suite")")
 	done
 	echo "${versions[*]}" >target/prosody/versions
@@ -248,7 +245,7 @@ unpack_prosodys() {
 need_libraries() { # VERSION
 	local libraries packages
 	libraries=$(sed -n 's/^Depends: //p' "target/prosody/$1/DEBIAN/control" | tr , '\n' | grep -E '^ *(lib|lua)' | paste -sd,)
-	[[ $(to_install "$libraries" 2>&1 || echo unknown) ]] || return 0
+	[[ $(to_install "$libraries" 2>/dev/null || echo unknown) ]] || return 0
 	update_lists
 	packages=$(to_install "$libraries")
 	# shellcheck disable=SC2086 # several words
