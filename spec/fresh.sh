@@ -55,5 +55,5 @@ for suite in "${suites[@]}"; do
 	set -e
 	((status == 0)) || failed+=" $suite"
 done
-cat "$scratch/lines"
+((${#suites[@]} == 1)) || cat "$scratch/lines"
 [[ ! $failed ]] || { echo "== failed:$failed" >&2; exit 1; }
