@@ -7,7 +7,8 @@ set -euo pipefail
 # The mirror that this machine's apt uses, if it has one for this suite.
 mirror() { # SUITE DEFAULT
 	local found
-	found=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $1" 2>/dev/null | head -n 1)
+	found=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $1" 2>/dev/null)
+	found=${found%%$'\n'*}
 	echo "deb ${found:-$2} $1 main"
 }
 

@@ -150,6 +150,8 @@ install_missing() {
 	install=(apt-get install -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=120)
 	can_install || {
 		echo "this needs root, and there is no sudo. Run as root: apt-get update && ${install[*]} ${missing[*]}" >&2
+		[[ " ${missing[*]} " != *" postgresql "* ]] ||
+			echo "(postgresql starts a server, unless $config says create_main_cluster = false)" >&2
 		exit 2
 	}
 	update_lists
@@ -197,7 +199,9 @@ own_apt() {
 
 update_own_apt() { # SUITE
 	local mirror signed='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed -n '/\/debian\/\?$/{p;q}')
+	# To its end: apt-get fails if nobody reads on.
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed -n '/\/debian\/\?$/p')
+	mirror=${mirror%%$'\n'*}
 	[[ ! -f $keyring ]] || signed="[signed-by=$keyring]"
 	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
 	echo "deb $signed ${mirror:-http://deb.debian.org/debian} $1 main" >"$apt/sources.list"

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs the specs on every Prosody that Debian has shipped since 0.11, and the library of every Lua in its interpreter,
-# and writes the table in the README. Needs root: a Prosody of another Debian stands in a root directory of its own,
-# made once; remove target/roots to have a newer one. What may be left out, and why, stands in spec/matrix/skips.toml.
+# On a Debian 12: runs the specs on every Prosody that Debian has shipped since 0.11, and the library of every Lua in its
+# interpreter, and writes the table in the README. Needs root: a Prosody of another Debian stands in a root directory of
+# its own, made once; remove target/roots to have a newer one. What may be left out, and why, stands in spec/matrix/skips.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
