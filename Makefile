@@ -1,6 +1,7 @@
 # make build   the library for $(LUA), beside the module in lua/mod_invites/; with GLIBC=2.17 for any Linux from that libc on
 # make demo    people inviting each other on real Prosodys
 # make test    every ring of tests
+# make busted  only the library's specs, seen from Lua
 # make bench   how fast it is beside the bundled module and bare SQLite, with ten to a million invites; fails where it is too slow
 # make scale   what an operator's commands cost with a million invites; fails where it is too much
 # make bench-check  how many instructions a call takes, compared with those of spec/instructions.txt
@@ -13,11 +14,11 @@
 # make rock    a binary rock for $(LUA), in target/rocks/$(LUA)/, a directory that luarocks and prosodyctl install from
 # make matrix  the module on every Prosody and every Lua, into the table in the README (root, mmdebstrap)
 # make licences  LICENSE-THIRD-PARTY.md, of what is linked into the library (cargo install cargo-about)
-# make fresh   demo and test of the committed state on a fresh Debian 12 (root, mmdebstrap)
+# make fresh   demo and test of the committed state on a bare Debian 12, 13 and the next one (root)
 #
 # FEATURES= leaves PostgreSQL out.
 #
-# On Debian 12 each of them first installs what it lacks and says so: spec/machine.sh.
+# On Debian 12 and newer each of them first installs what it lacks and says so: spec/machine.sh.
 
 LUA ?= lua5.4
 FEATURES ?= postgres
@@ -45,7 +46,7 @@ TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
 LIBRARY = $(TARGET_DIR)/$(if $(GLIBC),$(TARGET)/)release/libprosody_invites.so
 
 .NOTPARALLEL:
-.PHONY: build demo test bench bench-check scale faults fuzz mutants lint deny install rock matrix licences fresh clean machine-build machine-demo machine-test machine-bench machine-fuzz machine-lint
+.PHONY: build demo test busted bench bench-check scale faults fuzz mutants lint deny install rock matrix licences fresh clean machine-build machine-demo machine-test machine-busted machine-bench machine-fuzz machine-lint machine-fresh
 
 # One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
 # place, since overwriting it would crash a server that has it mapped.
@@ -59,6 +60,9 @@ demo: machine-demo build
 
 test: machine-test build
 	spec/test.sh
+
+busted: machine-busted build
+	spec/test.sh busted
 
 bench: machine-bench build
 	$(CARGO) bench --locked --bench library
@@ -119,11 +123,11 @@ licences:
 	$(CARGO) about generate --offline --locked --all-features --fail spec/licences/about.hbs -c spec/licences/about.toml \
 		-o LICENSE-THIRD-PARTY.md
 
-fresh:
+fresh: machine-fresh
 	spec/fresh.sh
 
 clean:
 	rm -rf target $(MODULE)/*.so
 
-machine-build machine-demo machine-test machine-bench machine-fuzz machine-lint: machine-%:
+machine-build machine-demo machine-test machine-busted machine-bench machine-fuzz machine-lint machine-fresh: machine-%:
 	@spec/machine.sh $*

@@ -7,7 +7,8 @@ set -euo pipefail
 # The mirror that this machine's apt uses, if it has one for this suite.
 mirror() { # SUITE DEFAULT
 	local found
-	found=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $1" 2>/dev/null | head -n 1)
+	found=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $1" 2>/dev/null)
+	found=${found%%$'\n'*}
 	echo "deb ${found:-$2} $1 main"
 }
 
@@ -18,9 +19,9 @@ make() { # SUITE ROOT PACKAGE…
 	trap "rm -r '$settings'" EXIT
 	{
 		mirror "$suite" http://deb.debian.org/debian
-		if [[ $suite == bookworm ]]; then
-			mirror bookworm-updates http://deb.debian.org/debian
-			mirror bookworm-security http://deb.debian.org/debian-security
+		if [[ $suite == @(bookworm|trixie) ]]; then
+			mirror "$suite-updates" http://deb.debian.org/debian
+			mirror "$suite-security" http://deb.debian.org/debian-security
 		fi
 	} >"$settings/sources.list"
 	apt-config dump | grep -E '^Acquire::(https?(::|:)|Check-|Retries)' >"$settings/apt.conf" || true

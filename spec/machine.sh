@@ -1,8 +1,9 @@
 #!/bin/bash
-# spec/machine.sh WHAT…  (build, demo, test, bench, fuzz, lint, matrix)
+# spec/machine.sh WHAT…  (build, demo, test, busted, bench, fuzz, lint, matrix, fresh)
 #
-# Makes a Debian 12 machine ready for `make WHAT`: says what is missing and why, installs that, and unpacks the Prosodys
-# to run against under target/prosody/. The prosody package is never installed: it would start a server.
+# Makes a Debian machine, 12 or newer, ready for `make WHAT`: says what is missing and why, and installs that. The Prosodys
+# to run against are those of the machine's own release, unpacked under target/prosody/; target/prosody/versions says which.
+# The prosody package is never installed: it would start a server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,13 +39,40 @@ need_python() { # REASON DIRECTORY PACKAGE==VERSION…
 need_for_build() {
 	need "Rust links with gcc, and the bundled SQLite is C" gcc libc6-dev make ca-certificates
 	command -v "$lua" >/dev/null || need "the Lua to build for" "$lua"
-	spec/cargo.sh --version >/dev/null 2>&1 || need "Rust $rust or newer; Debian's plain cargo is older" cargo-web rustc-web
+	need_rust
 	[[ -z ${GLIBC:-} ]] || need_python "links for an older libc" zig cargo-zigbuild==0.24.1 ziglang==0.17.1
 }
 
+# Debian has Rust as rustc and cargo and, in releases where those are old, once more as rustc-web and cargo-web.
+need_rust() {
+	local suffix version other seen=()
+	spec/cargo.sh --version >/dev/null 2>&1 && return
+	update_lists
+	for suffix in "" -web; do
+		version=$(apt-cache policy "rustc$suffix" | sed -n 's/^  Candidate: \([0-9].*\)/\1/p')
+		seen+=("rustc$suffix ${version:-not at all}")
+		printf '%s\n' "$rust" "${version:-0}" | sort -VC || continue
+		for other in rustc rustc-web rustup; do
+			[[ $other != "rustc$suffix" ]] || continue
+			installed "$other" || continue
+			echo "cargo$suffix replaces the package $other, which you may want to keep. Run as root:" \
+				"apt-get install cargo$suffix rustc$suffix, or get Rust from https://rustup.rs" >&2
+			exit 2
+		done
+		need "Rust $rust or newer" "cargo$suffix" "rustc$suffix"
+		return
+	done
+	echo "apt has $(IFS=,; echo "${seen[*]}"), and Rust $rust is needed: get it from https://rustup.rs" >&2
+	exit 2
+}
+
 need_for_demo() {
-	need "the Lua libraries that Prosody needs" \
-		lua5.4 lua-bitop lua-expat lua-filesystem lua-sec lua-socket lua-unbound libicu72 libssl3
+	local version
+	unpack_prosodys
+	for version in $(<target/prosody/versions); do
+		need_libraries "$version"
+	done
+	need "what Prosody asks the DNS with" lua-unbound
 	need "the XMPP clients that talk to it" python3 python3-slixmpp
 }
 
@@ -53,10 +81,19 @@ need_for_test() {
 	need "Prosody's own SQL storage, to import from" lua-dbi-sqlite3
 	need "to watch disk flushes, make them fail, and read the database" strace sqlite3
 	need "to turn a server's clock" libfaketime
-	need "the database that servers share, and its certificates" postgresql-common postgresql-15 openssl procps
+	compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || need "the database that servers share" postgresql
+	need "certificates for it, and its processes" openssl procps
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev
 	need "the invite pages, and the browser that looks at them" libjs-bootstrap4 libjs-jquery chromium openssl
 	need_python "drives the browser" playwright playwright==1.65.2
+}
+
+need_for_busted() {
+	need "the test runner, and the Lua that it runs in" lua5.4 lua-busted
+}
+
+need_for_fresh() {
+	need "a bare Debian for each suite" mmdebstrap
 }
 
 need_for_matrix() {
@@ -71,47 +108,62 @@ need_for_bench() {
 
 need_for_fuzz() {
 	need "looks at every access to memory, and counts instructions" valgrind
-	need "the Lua and the test runner that it looks at" lua5.4 lua-busted
 }
 
 need_for_lint() {
 	need "checks the Lua files" lua-check
-	need_cargo_tool fmt rustfmt rustfmt-web
-	need_cargo_tool clippy clippy rust-web-clippy
+	need_cargo_tool fmt rustfmt rustfmt rustfmt-web
+	need_cargo_tool clippy clippy rust-clippy rust-web-clippy
 }
 
-need_cargo_tool() { # SUBCOMMAND RUSTUP-COMPONENT PACKAGE
+need_cargo_tool() { # SUBCOMMAND RUSTUP-COMPONENT PACKAGE PACKAGE-FOR-CARGO-WEB
 	spec/cargo.sh "$1" --version >/dev/null 2>&1 && return
 	if command -v rustup >/dev/null; then
 		echo "missing: $2 (checks the Rust files). Run: rustup component add $2" >&2
 		exit 2
 	fi
-	need "checks the Rust files" "$3"
+	if installed cargo-web || [[ " ${missing[*]} " == *" cargo-web "* ]]; then
+		need "checks the Rust files" "$4"
+	else
+		need "checks the Rust files" "$3"
+	fi
+}
+
+sudo=()
+can_install() {
+	((EUID)) || return 0
+	command -v sudo >/dev/null || return
+	sudo=(sudo)
+}
+
+updated=
+update_lists() {
+	[[ ! $updated ]] && can_install || return 0
+	"${sudo[@]}" apt-get update -qq
+	updated=yes
 }
 
 install_missing() {
-	local sudo=() install
+	local install config=/etc/postgresql-common/createcluster.conf
 	((${#missing[@]})) || return 0
 	# --no-remove: nothing that its owner put on this machine goes away for us.
-	install=(apt-get install -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=120 "${missing[@]}")
-	if ((EUID)); then
-		command -v sudo >/dev/null || {
-			echo "this needs root, and there is no sudo. Run as root: apt-get update && ${install[*]}" >&2
-			exit 2
-		}
-		sudo=(sudo)
-	fi
-	"${sudo[@]}" apt-get update -qq
-	[[ " ${missing[*]} " != *" cargo-web "* ]] || check_cargo_web
+	install=(apt-get install -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=120)
+	can_install || {
+		echo "this needs root, and there is no sudo. Run as root: apt-get update && ${install[*]} ${missing[*]}" >&2
+		[[ " ${missing[*]} " != *" postgresql "* ]] ||
+			echo "(postgresql starts a server, unless $config says create_main_cluster = false)" >&2
+		exit 2
+	}
+	update_lists
 	echo "installing: ${missing[*]}"
 	mkdir -p target
-	if [[ " ${missing[*]} " == *" postgresql-common "* ]]; then
+	if [[ " ${missing[*]} " == *" postgresql "* ]]; then
 		# By itself first, to be told that there is to be no cluster: it would run from now on.
-		quietly "${install[@]:0:${#install[@]}-${#missing[@]}}" postgresql-common
-		"${sudo[@]}" sed -i 's/^#*create_main_cluster .*/create_main_cluster = false/' \
-			/etc/postgresql-common/createcluster.conf
+		quietly "${install[@]}" postgresql-common
+		"${sudo[@]}" sed -i 's/^#*create_main_cluster .*/create_main_cluster = false/' $config
+		grep -q '^create_main_cluster = false' $config
 	fi
-	quietly "${install[@]}"
+	quietly "${install[@]}" "${missing[@]}"
 }
 
 quietly() { # COMMAND…
@@ -137,21 +189,6 @@ install_python() {
 	done
 }
 
-check_cargo_web() {
-	local candidate
-	candidate=$(apt-cache policy cargo-web | sed -n 's/^  Candidate: //p')
-	if ! printf '%s\n' "$rust" "${candidate:-0}" | sort -VC; then
-		echo "apt has cargo-web ${candidate:-not at all}, and $rust is needed: get Rust from https://rustup.rs" >&2
-		exit 2
-	fi
-	for package in cargo rustc rustup; do
-		installed "$package" || continue
-		echo "cargo-web replaces the package $package, which you may want to keep. Run as root:" \
-			"apt-get install cargo-web rustc-web, or get Rust from https://rustup.rs" >&2
-		exit 2
-	done
-}
-
 # An apt of our own under target/apt: the machine's sources stay as they are, and no root is needed.
 apt=$PWD/target/apt
 own_apt() {
@@ -160,45 +197,67 @@ own_apt() {
 		-o Dir::State::Lists="$apt/lists" -o Dir::Cache="$apt/cache" "$@"
 }
 
-update_own_apt() {
-	local mirror suite signed='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed -n '/\/debian\/\?$/{p;q}')
+update_own_apt() { # SUITE
+	local mirror signed='' keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	# To its end: apt-get fails if nobody reads on.
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed -n '/\/debian\/\?$/p')
+	mirror=${mirror%%$'\n'*}
 	[[ ! -f $keyring ]] || signed="[signed-by=$keyring]"
 	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-	for suite in bookworm bookworm-backports; do
-		echo "deb $signed ${mirror:-http://deb.debian.org/debian} $suite main"
-	done >"$apt/sources.list"
+	echo "deb $signed ${mirror:-http://deb.debian.org/debian} $1 main" >"$apt/sources.list"
 	own_apt update
 }
 
-updated=
-unpack() { # PACKAGE VERSION SUITE DIRECTORY
-	local package=$1 version=$2 suite=$3 directory=target/prosody/$4 work found
-	[[ ! -d $directory ]] || return 0
-	echo "unpacking $package of $suite into $directory"
-	[[ $updated ]] || update_own_apt
-	updated=yes
-	mkdir -p target/prosody
-	work=$(mktemp -d "$apt/$package.XXXXXX")
-	(cd "$work" && own_apt download "$package/$suite")
-	found=$(dpkg-deb -f "$work"/*.deb Version)
-	if [[ $found != "$version"* ]]; then
-		rm -r "$work"
-		echo "$suite now has $package $found, and the tests are about ${version%-}" >&2
-		exit 1
-	fi
-	dpkg-deb -x "$work"/*.deb "$work/root"
-	# Renamed when whole: a run that was cut off must not leave half a Prosody behind.
-	mv -T "$work/root" "$directory"
+# Into target/prosody/VERSION, and the community's modules apart from Prosody's own, into VERSION-modules: by now one of
+# them may bear the name of one in Prosody. target/prosody/SUITE, written last, has the version.
+unpack_prosody() { # SUITE
+	local suite=$1 package version work
+	echo "unpacking prosody and prosody-modules of $suite into target/prosody"
+	update_own_apt "$suite"
+	work=$(mktemp -d "$apt/unpack.XXXXXX")
+	(cd "$work" && own_apt download "prosody/$suite" "prosody-modules/$suite")
+	version=$(dpkg-deb -f "$work"/prosody_*.deb Version)
+	version=${version%-*}
+	for package in prosody prosody-modules; do
+		# With its control file, for need_libraries.
+		dpkg-deb -R "$work/$package"_*.deb "$work/$package"
+		rm -rf "target/prosody/$version${package#prosody}"
+		mv -T "$work/$package" "target/prosody/$version${package#prosody}"
+	done
 	rm -r "$work"
+	echo "$version" >"target/prosody/$suite"
 }
 
+# Those of this machine's release: the libraries of another one's are missing here.
 unpack_prosodys() {
-	unpack prosody 0.12.3- bookworm 0.12.3
-	unpack prosody 13.0.1- bookworm-backports 13.0.1
-	# Apart from Prosody's own: by now a community module may bear the name of one in Prosody.
-	unpack prosody-modules '' bookworm 0.12.3-modules
-	unpack prosody-modules '' bookworm-backports 13.0.1-modules
+	local suite suites versions=()
+	suites=("$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)")
+	if [[ ${suites[0]} == bookworm ]]; then
+		suites+=(bookworm-backports)
+	else
+		echo "Prosody 0.12 is left out: the libraries that it needs are in Debian 12 (bookworm) alone"
+	fi
+	mkdir -p target/prosody
+	for suite in "${suites[@]}"; do
+		[[ -f target/prosody/$suite ]] || unpack_prosody "$suite"
+		versions+=("$(<"target/prosody/$suite")")
+	done
+	echo "${versions[*]}" >target/prosody/versions
+}
+
+# Of what its package depends on; the rest is for the package's own scripts, which make its user and its certificate.
+need_libraries() { # VERSION
+	local libraries packages
+	libraries=$(sed -n 's/^Depends: //p' "target/prosody/$1/DEBIAN/control" | tr , '\n' | grep -E '^ *(lib|lua)' | paste -sd,)
+	[[ $(to_install "$libraries" 2>/dev/null || echo unknown) ]] || return 0
+	update_lists
+	packages=$(to_install "$libraries")
+	# shellcheck disable=SC2086 # several words
+	need "the libraries of Prosody $1" $packages
+}
+
+to_install() { # DEPENDENCIES, as a package has them
+	apt-get -qq --no-install-recommends --simulate satisfy "$1" | sed -n 's/^Inst \([^ ]*\).*/\1/p'
 }
 
 if ! command -v dpkg-query >/dev/null; then
@@ -210,18 +269,23 @@ if ! command -v dpkg-query >/dev/null; then
 	exit 2
 fi
 
+parts=()
 for what; do
 	case $what in
-		build) need_for_build ;;
-		demo) need_for_build && need_for_demo ;;
-		test) need_for_build && need_for_demo && need_for_test ;;
-		bench) need_for_build && need_for_demo && need_for_test && need_for_bench ;;
-		fuzz) need_for_build && need_for_fuzz ;;
-		lint) need_for_build && need_for_lint ;;
-		matrix) need_for_build && need_for_demo && need_for_test && need_for_matrix ;;
-		*) echo "$0: build, demo, test, bench, fuzz, lint or matrix, not $what" >&2; exit 2 ;;
+		build) parts+=(build) ;;
+		demo) parts+=(build demo) ;;
+		test) parts+=(build demo test) ;;
+		busted) parts+=(build busted) ;;
+		bench) parts+=(build demo test bench) ;;
+		fuzz) parts+=(build busted fuzz) ;;
+		lint) parts+=(build lint) ;;
+		matrix) parts+=(build demo test matrix) ;;
+		fresh) parts+=(fresh) ;;
+		*) echo "$0: build, demo, test, busted, bench, fuzz, lint, matrix or fresh, not $what" >&2; exit 2 ;;
 	esac
+done
+for part in $(printf '%s\n' "${parts[@]}" | awk '!seen[$0]++'); do
+	"need_for_$part"
 done
 install_missing
 install_python
-[[ " $* " != *" demo "* && " $* " != *" test "* && " $* " != *" bench "* && " $* " != *" matrix "* ]] || unpack_prosodys

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Runs the specs on every Prosody that Debian has shipped since 0.11, and the library of every Lua in its interpreter,
-# and writes the table in the README. Needs root: a Prosody of another Debian stands in a root directory of its own,
-# made once; remove target/roots to have a newer one. What may be left out, and why, stands in spec/matrix/skips.toml.
+# On a Debian 12: runs the specs on every Prosody that Debian has shipped since 0.11, and the library of every Lua in its
+# interpreter, and writes the table in the README. Needs root: a Prosody of another Debian stands in a root directory of
+# its own, made once; remove target/roots to have a newer one. What may be left out, and why, stands in spec/matrix/skips.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,7 +42,7 @@ spec/cargo.sh build --locked --features lua54,conformance --target-dir target/co
 mkdir -p target/matrix
 status=0
 /usr/bin/python3 -m pytest -q -n 2 -p no:cacheprovider --junitxml=target/matrix/luas.xml spec/matrix || status=1
-SPEC_VERSIONS="$(cat target/roots/bullseye) 0.12.3 13.0.1 $(cat target/roots/forky)" \
+SPEC_VERSIONS="$(cat target/roots/bullseye target/prosody/versions target/roots/forky)" \
 	/usr/bin/python3 -m pytest -q -n 2 -p no:cacheprovider --junitxml=target/matrix/prosodys.xml spec/server || status=1
 /usr/bin/python3 spec/matrix/table.py target/matrix README.md || status=1
 exit $status

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The way of an operator on a bare Debian 12, as root, timed: Prosody and its modules, this module as the README says, the
-# documentation's configuration word for word, a link, and its page. Run by `spec/fresh.sh spec/newcomer.sh`.
+# The way of an operator on a bare Debian 12 (bookworm), as root, timed: Prosody and its modules, this module as the README says, the
+# documentation's configuration word for word, a link, and its page. Run by `spec/fresh.sh bookworm spec/newcomer.sh`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

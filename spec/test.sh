@@ -1,6 +1,7 @@
 #!/bin/bash
-# The tests, ring by ring, inside out: the domain in Rust, the library seen from Lua, real servers. The first ring that
-# fails ends the run. Needs `spec/machine.sh test` and a build.
+# spec/test.sh [RING…]
+# The tests, ring by ring, inside out: the domain in Rust (rust), the library seen from Lua (busted), real servers (server).
+# The first ring that fails ends the run. Needs `spec/machine.sh test` and a build; busted by itself `spec/machine.sh busted`.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -53,12 +54,24 @@ compile() {
 export -f compile
 
 failing=
-run compile $COMPILE bash -c compile || { total compile; exit 1; }
-ring rust $RUST '/^test result:/ { p += $4; f += $6 }' \
-	spec/cargo.sh test --locked --features postgres
-ring busted $BUSTED '/^[0-9]+ success/ { p += $1; f += $4 + $7 }' \
-	lua5.4 "$(command -v busted)" --output=plainTerminal --pattern='_spec%.lua$' spec
-ring server $SERVER \
-	'/ in [0-9.]+s/ { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^(failed|error)/) f += $(i-1) } }' \
-	/usr/bin/python3 -m pytest -n 2 -q spec/server
+(($#)) || set -- rust busted server
+[[ $* == busted ]] || run compile $COMPILE bash -c compile || { total compile; exit 1; }
+for name; do
+	case $name in
+		rust)
+			ring rust $RUST '/^test result:/ { p += $4; f += $6 }' \
+				spec/cargo.sh test --locked --features postgres
+			;;
+		busted)
+			ring busted $BUSTED '/^[0-9]+ success/ { p += $1; f += $4 + $7 }' \
+				lua5.4 "$(command -v busted)" --output=plainTerminal --pattern='_spec%.lua$' spec
+			;;
+		server)
+			ring server $SERVER \
+				'/ in [0-9.]+s/ { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^(failed|error)/) f += $(i-1) } }' \
+				/usr/bin/python3 -m pytest -n 2 -q spec/server
+			;;
+		*) echo "$0: rust, busted or server, not $name" >&2; exit 2 ;;
+	esac
+done
 total

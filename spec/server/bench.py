@@ -30,9 +30,9 @@ from bench_sides import (
 )
 from bench_start import generate_times, load_times
 from postgresql import Postgres
-from prosody import CHECKOUT
+from prosody import CHECKOUT, VERSIONS
 
-VERSION = "0.12.3"
+VERSION = VERSIONS[0]
 SIZES = (10, 1_000, 10_000, 100_000, 1_000_000)
 SMALLEST, LARGEST = SIZES[0], SIZES[-1]
 OPERATIONS = ("create", "get hit", "get miss", "get+use", "register", "list")

@@ -84,6 +84,14 @@ class _Client(ClientXMPP):
         self.auto_subscribe = False
         self.first_features: asyncio.Future[StreamFeatures] = self.loop.create_future()
 
+    def connect_in_the_clear(self, host: str, port: int) -> None:
+        if hasattr(self, "enable_plaintext"):  # the slixmpp of Debian 13 and newer
+            self.enable_direct_tls = self.enable_starttls = False
+            self.enable_plaintext = True
+            self.connect(host, port)
+        else:
+            self.connect((host, port), disable_starttls=True, force_starttls=False)
+
     async def get_dns_records(self, domain: str, port: int | None = None) -> list[tuple[str, str, int]]:
         """The address is known. slixmpp would ask the network's name servers all the same, for the empty name."""
         host, port = self.address
@@ -122,7 +130,7 @@ class Stream:
         await self.close()
 
     async def connect(self, port: int) -> None:
-        self._client.connect(("127.0.0.1", port), disable_starttls=True, force_starttls=False)
+        self._client.connect_in_the_clear("127.0.0.1", port)
         await self._in_time(self._client.first_features)
 
     async def close(self) -> None:

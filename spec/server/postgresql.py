@@ -72,6 +72,12 @@ class Postgres:
         ).stdout
         return [line.split("|") for line in output.splitlines()]
 
+    @property
+    def name(self) -> str:
+        """As people call it: "PostgreSQL 17"."""
+        ((number,),) = self.query("postgres", "SHOW server_version_num")
+        return f"PostgreSQL {int(number) // 10000}"
+
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
 

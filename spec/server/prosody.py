@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,15 @@ from pathlib import Path
 from typing import Any, Self
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-VERSIONS = tuple(os.environ.get("SPEC_VERSIONS", "0.12.3 13.0.1").split())
+try:
+    #: The Prosodys that this machine can run, the oldest first: what spec/machine.sh has unpacked.
+    UNPACKED = tuple((CHECKOUT / "target" / "prosody" / "versions").read_text().split())
+except FileNotFoundError:
+    sys.exit("No Prosody is unpacked here: spec/machine.sh test does that.")
+#: Those that the specs run on.
+VERSIONS = tuple(os.environ.get("SPEC_VERSIONS", "").split()) or UNPACKED
+#: The newest release of the community's modules, for servers that need one which their own release lacks.
+COMMUNITY_MODULES = CHECKOUT / "target" / "prosody" / f"{UNPACKED[-1]}-modules" / "usr/lib/prosody/modules"
 #: `plugin_paths` of a server that runs the `mod_invites` its package brings.
 BUNDLED: tuple[Path, ...] = ()
 
@@ -121,7 +130,7 @@ class Prosody:
         self._root = _ROOTS / version if (_ROOTS / version).is_dir() else None
         self._unpacked = self._root or CHECKOUT / "target" / "prosody" / version
         if not self._unpacked.is_dir():
-            raise ServerFailed(f"no Prosody {version} at {self._unpacked}: unpack its .deb there")
+            raise ServerFailed(f"no Prosody {version} at {self._unpacked}: spec/machine.sh test unpacks those of this Debian")
         #: Where the server finds its own code.
         self.package = Path("/usr/lib/prosody") if self._root else self._unpacked / "usr/lib/prosody"
         self.version = version

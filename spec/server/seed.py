@@ -10,7 +10,7 @@ from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
-from prosody import CHECKOUT, Prosody
+from prosody import CHECKOUT, COMMUNITY_MODULES, Prosody
 
 #: The documentation's section of the VirtualHost "example.com", unchanged.
 SECTION = """\
@@ -67,7 +67,7 @@ class Seed(Prosody):
             # mod_invites_register_web asks for it.
             borrowed = ("mod_password_policy", *borrowed)
         for module in borrowed:
-            shutil.copytree(_packaged_modules("13.0.1")[0] / module, self.scratch / "modules" / module)
+            shutil.copytree(COMMUNITY_MODULES / module, self.scratch / "modules" / module)
         certificate = self.scratch / "example.com.crt"
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",

@@ -278,6 +278,8 @@ async def test_a_second_role_reaches_the_new_account_too(make: Make, version: st
 
 
 async def test_an_invite_of_another_version_of_prosody_is_honoured(make: Make, version: str) -> None:
+    if len(VERSIONS) == 1:
+        pytest.skip("this machine can run one Prosody only")
     other = VERSIONS[VERSIONS.index(version) - 1]
     maker = make(version=other)
     done = maker.prosodyctl("mod_invites", "generate", "example.com", "--admin")

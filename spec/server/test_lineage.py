@@ -13,11 +13,10 @@ import jsonschema
 import pytest
 
 from client import Refused, login, open_stream
-from prosody import CHECKOUT, Prosody
+from prosody import CHECKOUT, COMMUNITY_MODULES, Prosody
 
 Make = Callable[..., Prosody]
 
-COMMUNITY_MODULES = CHECKOUT / "target/prosody/13.0.1-modules/usr/lib/prosody/modules"
 SCHEMA = json.loads((CHECKOUT / "spec" / "output.schema.json").read_text())
 MODULES = ("register_ibr", "invites", "invites_register", "invites_adhoc")
 INVITE = "urn:xmpp:invite#invite"

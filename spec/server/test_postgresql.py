@@ -283,7 +283,7 @@ def test_an_operators_commands_work_on_it_as_on_any_other(make: Make, shared_pos
     assert listed(other) == listed()
     assert run("export", on=other) == exported
     found = run("check", code=1)  # fsync is off here
-    assert "can be used, with schema 1 on PostgreSQL 15" in found
+    assert f"can be used, with schema 1 on {shared_postgres.name}" in found
     assert "warning: fsync is off" in found and "critical" not in found
     assert Postgres.PASSWORD not in found
 
@@ -653,5 +653,4 @@ def test_a_deadline_that_is_none_is_refused(make: Make, shared_postgres: Postgre
 
 
 def test_the_promises_of_the_readme_are_about_the_server_that_is_tested(shared_postgres: Postgres) -> None:
-    version, = shared_postgres.query("postgres", "SHOW server_version_num")[0]
-    assert f"PostgreSQL {int(version) // 10000}" in (CHECKOUT / "README.md").read_text()
+    assert shared_postgres.name in (CHECKOUT / "README.md").read_text()

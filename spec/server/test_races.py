@@ -18,13 +18,12 @@ from urllib.parse import urlencode
 import pytest
 
 from client import DEADLINE, Refused, Stream, login, open_stream
-from prosody import CHECKOUT, Prosody
+from prosody import COMMUNITY_MODULES, Prosody
 
 Make = Callable[..., Prosody]
 
 ROUNDS, CONTESTANTS = 20, 50
 
-COMMUNITY_MODULES = CHECKOUT / "target/prosody/13.0.1-modules/usr/lib/prosody/modules"
 MODULES = ("register_ibr", "invites", "invites_register")
 WEB_MODULES = ("register_apps", "password_policy", "invites_page", "invites_register_web")
 

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from client import Refused, Stream, login, open_stream
-from prosody import CHECKOUT, Prosody
+from prosody import COMMUNITY_MODULES, Prosody
 
 Make = Callable[..., Prosody]
 
-COMMUNITY_MODULES = CHECKOUT / "target/prosody/13.0.1-modules/usr/lib/prosody/modules"
 MODULES = ("register_ibr", "invites", "invites_register")
 
 CREATE = 'return assert(module:depends("invites").create_account()).token;'

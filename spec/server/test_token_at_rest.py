@@ -14,11 +14,10 @@ from urllib.parse import urlencode
 import pytest
 
 from client import DEADLINE, Refused, login, open_stream
-from prosody import CHECKOUT, Prosody
+from prosody import COMMUNITY_MODULES, Prosody
 
 Make = Callable[..., Prosody]
 
-COMMUNITY_MODULES = CHECKOUT / "target/prosody/13.0.1-modules/usr/lib/prosody/modules"
 MODULES = ("register_ibr", "invites", "invites_register", "invites_adhoc")
 WEB_MODULES = ("register_apps", "password_policy", "invites_page", "invites_register_web")
 DIGEST = 'invite_token_at_rest = "digest";\nallow_user_invites = true;\nadmins = { "nurse@example.com" };\n'
