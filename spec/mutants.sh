@@ -1,4 +1,5 @@
 #!/bin/bash
+# spec/mutants.sh [NAME…]   (without one: all)
 # Breaks the redemption of invites on purpose, one patch in spec/mutants/ after the other, and prints which specs notice.
 # A mutant that nobody notices survives, and that is a failure; so is a patch that does not apply any more.
 set -euo pipefail
@@ -13,11 +14,17 @@ rust_specs() { # in the mutant's tree
 
 server_specs() {
 	/usr/bin/python3 -m pytest -n 2 -q -p no:cacheprovider spec/server/test_races.py spec/server/test_release.py \
-		spec/server/test_raising.py 2>&1 || true
+		spec/server/test_raising.py spec/server/test_inviters.py 2>&1 || true
 }
 
 killed=0 survived=0
-for patch in spec/mutants/*.patch; do
+if (($#)); then
+	patches=("${@/#/spec/mutants/}")
+	patches=("${patches[@]/%/.patch}")
+else
+	patches=(spec/mutants/*.patch)
+fi
+for patch in "${patches[@]}"; do
 	name=$(basename "$patch" .patch)
 	tree=$work/$name
 	rm -rf "$tree"
