@@ -76,7 +76,8 @@ bench-check: machine-fuzz build
 	spec/instructions.sh
 
 faults: machine-test build
-	SPEC_ROUNDS=100 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_faults.py spec/server/test_crash.py
+	SPEC_ROUNDS=100 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_faults.py spec/server/test_crash.py \
+		spec/server/test_storm.py
 
 fuzz: machine-fuzz build
 	spec/fuzz.sh
