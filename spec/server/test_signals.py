@@ -58,4 +58,6 @@ def test_every_thread_but_the_main_one_blocks_all_signals(
         assert server.pid
         os.kill(server.pid, signal.SIGHUP)
         until(lambda: server.log().count("Received SIGHUP") == count)
+        # Prosody 0.12 may lose one that comes while it handles another.
+        server.eval("return true;")
     assert server.eval('return module:depends("invites").create_account() ~= nil;') is True
