@@ -294,12 +294,13 @@ class Prosody:
     ) -> subprocess.CompletedProcess[str]:
         """Run prosodyctl on this server's config, running or stopped. As root it switches to `user` by itself.
 
-        `env` is added to the environment of the tests.
+        `env` is added to the environment of the tests, less the width of a terminal that readline may have left in it.
         """
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         return subprocess.run(
             [*self._in_root(), str(self._prosodyctl), "--config", str(self.config_path), *args],
             input=input or "", capture_output=True, text=True, timeout=timeout, cwd=self.scratch,
-            env={**os.environ, "PWD": str(self.scratch), **(env or {})},
+            env={**inherited, "PWD": str(self.scratch), **(env or {})},
         )
 
     def log(self) -> str:
