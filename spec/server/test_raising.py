@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from client import Refused, Stream, login, open_stream
-from prosody import CHECKOUT, VERSIONS, Prosody
+from prosody import CHECKOUT, COMMUNITY_MODULES, VERSIONS, Prosody
 
-COMMUNITY_MODULES = CHECKOUT / "target/prosody/13.0.1-modules/usr/lib/prosody/modules"
 MODULES = ("register_ibr", "adhoc", "invites", "invites_register")
 
 CREATE = 'return assert(module:depends("invites").create_account()).token;'
