@@ -163,6 +163,12 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 	end
 
+	-- Leaves an attempt to the review: the account is there, so neither what its stream does next nor a deletion ends it.
+	local function leave_to_review(attempt)
+		if attempt.holder and attempt_of[attempt.holder] == attempt then attempt_of[attempt.holder] = nil; end
+		attempt.runner, attempt.thread = nil, nil;
+	end
+
 	-- Turns the claim of an attempt into a use: true, false if the claim was lost, nil if that will be tried again.
 	local function redeem(attempt, source)
 		if type(source) ~= "string" then source = nil; end
@@ -175,6 +181,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 				report(text);
 			end
 			attempt.is_to_redeem, attempt.source = true, source;
+			leave_to_review(attempt);
 			looks_since_failure = 0;
 			return nil;
 		end
@@ -381,12 +388,13 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	-- The inviter may have been deleted since the claim. A contact would bring the roster back, for whoever gets the name
 	-- next.
-	local function forget_lost_inviter(invite)
+	local function forget_lost_inviter(invite, attempt)
 		if not invite.inviter then return; end
-		local account = compat.account_state(invite.inviter);
+		local was_deleted = attempt and attempt.is_inviter_deleted;
+		local account = was_deleted and "missing" or compat.account_state(invite.inviter);
 		if account == "missing" or account == "not-found" then
-			module:log("warn", "An account was made with an invite of %s, whose own account is not there any more: the two do "
-				.."not become contacts", invite.inviter);
+			module:log("warn", "An account was made with an invite of %s, whose own account was deleted or is not found: the "
+				.."two do not become contacts", invite.inviter);
 			invite.inviter = nil;
 		end
 	end
@@ -421,7 +429,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 		if is_redeemed then
 			redeemed[invite] = true;
-			forget_lost_inviter(invite);
+			forget_lost_inviter(invite, attempt);
 		else
 			module:log("error", "The account %s was made with an invite that is not good for it any more; it gets nothing of "
 				.."what the invite promised", tostring(event.username));
@@ -500,6 +508,10 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		-- register_ibr deletes the account that it has just made when it cannot store its details.
 		local attempt = own_attempt(event.username);
 		if attempt then release(attempt); end
+		-- Whoever gets the name next has invited nobody.
+		for _, other in pairs(attempts) do
+			if other.invite and other.invite.inviter == event.username then other.is_inviter_deleted = true; end
+		end
 		local retired, condition, text = handle:retire_depending(event.username);
 		if retired and retired[1] then
 			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked",
@@ -556,8 +568,12 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		local is_contact = invite.type == "roster" and not invite.inviter;
 		local request = is_contact and contacts.use(invite.token);
 		if request and not request.attempt then return true; end
+		local _, thread = compat.current_runner();
 		for _, attempt in pairs(attempts) do
-			if attempt.token == invite.token and (attempt.invite == invite or request and request.attempt == attempt) then
+			-- Another coroutine may have been handed the same table.
+			local is_anothers = thread and attempt.thread ~= thread and is_waiting(attempt);
+			if attempt.token == invite.token and not is_anothers
+			and (attempt.invite == invite or request and request.attempt == attempt) then
 				local is_redeemed = redeem(attempt, attempt.purpose == "contact" and "presence" or nil);
 				if is_redeemed == false then return nil, "token-used"; end
 				redeemed[invite] = true;

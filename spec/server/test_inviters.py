@@ -7,14 +7,14 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from client import Refused, login, open_stream
+from client import Refused, Stream, login, open_stream
 from prosody import Prosody
 
 Make = Callable[..., Prosody]
@@ -243,6 +243,26 @@ async def test_no_contact_brings_back_the_roster_of_an_inviter_who_was_deleted_m
             assert await stream.roster() == {}
 
 
+async def test_whoever_gets_the_name_of_a_deleted_inviter_meanwhile_has_no_strangers_in_the_roster(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    token = server.eval('return module:depends("invites").create_contact("nurse", true).token;')
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        registration = await begin(server, stream, "romeo")
+        server.eval(
+            """
+            assert(require "core.usermanager".delete_user("nurse", module.host));
+            module:open_store("accounts"):set("nurse", { password = "new" });
+            """
+        )
+        server.eval(GO_ON)
+        await registration
+    assert rows(server, "SELECT uses FROM invite") == [(1,)]
+    for name, password in (("nurse", "new"), ("romeo", "secret")):
+        async with await login(server, name, password) as stream:
+            assert await stream.roster() == {}
+
+
 # Whose attempt it is
 
 
@@ -300,6 +320,68 @@ async def test_a_second_attempt_with_the_same_validated_invite_does_not_end_the_
     server.eval(GO_ON)
     assert await first == "made"
     assert not exists(server, "tybalt")
+    assert rows(server, "SELECT uses FROM invite") == [(1,)]
+
+
+async def test_an_invite_that_another_coroutine_uses_too_is_not_used_with_the_claim_of_the_first(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    server.eval(
+        """
+        local invites = module:depends("invites");
+        module:shared("validated").invite = invites.get(invites.create_account().token);
+        """
+    )
+    server.eval(f'{SWITCH} switch.hold = "before";')
+    first = asyncio.create_task(asyncio.to_thread(server.eval, ATTEMPT, username="romeo"))
+    while not await asyncio.to_thread(server.eval, f"{SWITCH} return switch.held > 0;"):
+        assert not first.done()
+    assert server.eval('return module:shared("validated").invite:use();') == (None, "token-used")
+    server.eval(GO_ON)
+    assert await first == "made"
+    assert rows(server, "SELECT invitee FROM redemption") == [("romeo",)]
+
+
+async def registered_while_locked(server: Prosody, stream: Stream, username: str, then: Callable[[], Awaitable[None]]) -> None:
+    """Makes an account whose use cannot be stored yet; `then` is awaited before it can."""
+    server.eval(f'{SWITCH} switch.hold = "after";')
+    registration = asyncio.create_task(stream.register(username, "secret"))
+    while not await asyncio.to_thread(server.eval, f"{SWITCH} return switch.held > 0;"):
+        assert not registration.done()
+    with closing(sqlite3.connect(server.data_path / "invites.sqlite3", isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        server.eval(GO_ON)
+        await registration
+        await then()
+        lock.execute("ROLLBACK")
+
+
+async def test_the_next_registration_of_a_stream_does_not_end_a_use_that_cannot_be_stored_yet(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    create = 'return module:depends("invites").create_account().token;'
+    tokens = [server.eval(create), server.eval(create)]
+    async with await open_stream(server) as stream:
+        await stream.preauth(tokens[0])
+        await registered_while_locked(server, stream, "romeo", lambda: stream.preauth(tokens[1]))
+        await stream.register("tybalt", "secret")
+    until(lambda: rows(server, "SELECT * FROM claim") == [])
+    assert rows(server, "SELECT uses FROM invite") == [(1,), (1,)]
+
+
+async def test_a_user_who_leaves_at_once_does_not_end_a_use_that_cannot_be_stored_yet(make: Make) -> None:
+    server = make("user_account_management", authentication="spec_slow")
+    token = server.eval('return module:depends("invites").create_account().token;')
+
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+
+        async def leave() -> None:
+            await stream.authenticate("romeo", "secret")
+            with suppress(ConnectionError):
+                await stream.remove_account()
+            until(lambda: not exists(server, "romeo"))
+
+        await registered_while_locked(server, stream, "romeo", leave)
+    until(lambda: rows(server, "SELECT * FROM claim") == [])
     assert rows(server, "SELECT uses FROM invite") == [(1,)]
 
 
