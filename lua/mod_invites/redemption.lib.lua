@@ -412,13 +412,12 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		if attempt and (invite and attempt.token ~= invite.token or attempt.invitee ~= username) then
 			attempt = nil; -- somebody else's
 		end
+		-- A client that is gone has taken its session with it, or does so while a provider is waited for below. The account
+		-- is there all the same.
+		invite = invite or attempt and attempt.invite;
+		event.validated_invite = invite;
 		local is_redeemed;
 		if attempt then
-			if not invite then
-				-- The client is gone, and its session with it; the account is there.
-				invite = attempt.invite;
-				event.validated_invite = invite;
-			end
 			is_redeemed = redeem(attempt, event.source) ~= false;
 		elseif not invite or not invite.token then
 			return;

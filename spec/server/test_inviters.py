@@ -263,6 +263,45 @@ async def test_whoever_gets_the_name_of_a_deleted_inviter_meanwhile_has_no_stran
             assert await stream.roster() == {}
 
 
+#: Looking for nurse waits, as soon as there is a romeo, until `GO_ON_LOOKING`.
+HOLD_LOOKING = """
+    local async = require "util.async";
+    local provider, looking = prosody.hosts[module.host].users, module:shared("looking");
+    local user_exists, accounts = provider.user_exists, module:open_store("accounts");
+    function provider.user_exists(username)
+        if username == "nurse" and not looking.go_on and accounts:get("romeo") then
+            local wait, done = async.waiter();
+            looking.go_on = done;
+            wait();
+        end
+        return user_exists(username);
+    end
+"""
+GO_ON_LOOKING = 'require "util.timer".add_task(0, module:shared("looking").go_on);'
+SESSIONS = 'local n = 0; for _ in pairs(module:shared("/*/c2s/sessions")) do n = n + 1; end return n;'
+
+
+async def test_who_hangs_up_while_the_inviter_is_looked_for_gets_what_was_promised_all_the_same(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    token = server.eval(
+        """
+        local data = { roles = { ["prosody:admin"] = true } };
+        return assert(module:depends("invites").create_contact("nurse", true, data)).token;
+        """
+    )
+    server.eval(HOLD_LOOKING)
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        await stream.register("romeo", "secret")
+        until(lambda: server.eval('return module:shared("looking").go_on ~= nil;'))
+    until(lambda: server.eval(SESSIONS) == 0)
+    server.eval(GO_ON_LOOKING)
+    until(lambda: server.eval(IS_ADMIN, username="romeo"))
+    async with await login(server, "nurse", "old") as nurse:
+        assert (await nurse.roster())["romeo@example.com"].subscription == "both"
+    assert rows(server, "SELECT invitee FROM redemption") == [("romeo",)]
+
+
 # Whose attempt it is
 
 
