@@ -208,6 +208,8 @@ def test_no_link_is_made_for_an_account_that_the_provider_does_not_find(make: Ma
         refused = server.prosodyctl("mod_invites", "generate", "example.com", option, "typo")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert sentence in refused.stderr
+    for call in ('create_account_reset("typo")', 'create_account(nil, { allow_reset = "typo" })'):
+        assert server.eval(f'return module:depends("invites").{call};') == (None, "account-unknown")
     # Whoever was brought stays on the list of whom to look at.
     server.eval(
         """
