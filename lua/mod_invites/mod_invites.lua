@@ -800,7 +800,7 @@ local valid_invite_methods = {};
 local valid_invite_mt = { __index = valid_invite_methods };
 
 -- Redeems the invite, unless the registration that it was validated for has done so already. True, or nil and
--- "token-used" if somebody else was faster.
+-- "token-used" if somebody else was faster; another condition if that cannot be told now.
 function valid_invite_methods:use()
 	return redemption.use(self);
 end

@@ -581,7 +581,8 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 		local is_redeemed, condition = redemption.redeem_at_once(invite);
 		if not is_redeemed then
-			return nil, condition == "internal-server-error" and condition or "token-used";
+			local is_temporary = condition == "internal-server-error" or condition == "account-unknown";
+			return nil, is_temporary and condition or "token-used";
 		end
 		return true;
 	end

@@ -177,6 +177,7 @@ async def test_a_provider_that_does_not_find_an_account_revokes_nothing_and_lets
     """LDAP, SQL and others say false, or nothing, of an account that is not there and when they cannot ask."""
     server = make(authentication="spec_slow")
     hers, others = server.eval(MAKE_ALL)
+    server.eval('module:shared("validated").invite = module:depends("invites").get(args.token);', token=hers[0])
     for answer in ("false", "nil", 'nil, "Auth failed. Invalid username"'):
         server.eval(
             f"""
@@ -194,11 +195,13 @@ async def test_a_provider_that_does_not_find_an_account_revokes_nothing_and_lets
             with pytest.raises(Refused) as refused:
                 await stream.preauth(hers[0])
             assert (refused.value.type, refused.value.condition) == ("wait", "internal-server-error")
+        assert server.eval('return module:shared("validated").invite:use();') == (None, "account-unknown")
         condition, text = server.eval('return select(2, module:depends("invites").why(args.token));', token=hers[0])[:2]
         assert condition == "account-unknown" and "nurse" in text and "cannot be asked" in text
     server.eval('prosody.hosts[module.host].users.user_exists = module:shared("outage").user_exists;')
     assert server.eval(STATES, tokens=hers) == ["pending"] * len(hers)
     assert server.eval(CHECK, tokens=hers) == ["good"] * len(hers)
+    assert server.eval('return module:shared("validated").invite:use();') is True
 
 
 def test_no_link_is_made_for_an_account_that_the_provider_does_not_find(make: Make) -> None:
