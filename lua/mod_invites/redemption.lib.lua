@@ -54,6 +54,9 @@ local redemption = {};
 
 local DEPENDS_ON_NOBODY = {};
 
+-- As the library says it.
+local ACCOUNT_GONE = "the account that it depends on was deleted";
+
 -- What the library has told of an invite that it validated. It never changes, and need not be read again.
 function redemption.remember(invite, depends_on, is_reset)
 	abouts[invite] = depends_on and { depends_on = depends_on, is_reset = is_reset } or DEPENDS_ON_NOBODY;
@@ -85,6 +88,9 @@ end
 function redemption.hook(library, handle, validate, report, count_refusal)
 	local kept = under_way(library);
 	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
+	-- Accounts that were deleted while the storage failed, and when.
+	local deleted = kept.deleted or {};
+	kept.deleted = deleted;
 	local is_reviewing = false;
 	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
 
@@ -213,6 +219,30 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 	end
 
+	-- Revokes what depended on the accounts that were deleted while the storage failed. A name may have another owner by
+	-- now, and what was made since is not touched. Whether all is done.
+	local function retire_late()
+		local username, deleted_at = next(deleted);
+		while username do
+			local after;
+			repeat
+				local summaries, next_after = handle:list({ inviter = username }, after);
+				if not summaries then return false; end
+				for _, summary in ipairs(summaries) do
+					local key = summary.created_at <= deleted_at and handle:resolve(summary.id);
+					local revoked, condition;
+					if key then revoked, condition = handle:revoke(key, ACCOUNT_GONE); end
+					if condition == "internal-server-error" then return false; end
+					if revoked then fire("invite-revoked", revoked); end
+				end
+				after = next_after;
+			until not after;
+			deleted[username] = nil;
+			username, deleted_at = next(deleted);
+		end
+		return true;
+	end
+
 	local function review()
 		-- A copy: what is done for one may begin or end another.
 		local all = {};
@@ -221,20 +251,20 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		for _, attempt in ipairs(all) do
 			protected.call("Looking after the claim of a registration failed and is tried again", review_attempt, attempt);
 		end
-		if is_any_left and looks_since_failure >= retry_pause then
+		if (is_any_left or next(deleted)) and looks_since_failure >= retry_pause then
 			local _, condition = handle:release_left();
-			is_any_left = condition == "internal-server-error";
+			is_any_left = condition == "internal-server-error" or not retire_late();
 			retry_pause = is_any_left and math.min(retry_pause * 2, LAST_RETRY) or FIRST_RETRY;
 			looks_since_failure = 0;
 		end
-		is_reviewing = is_any_left or next(attempts) ~= nil;
+		is_reviewing = is_any_left or next(attempts) ~= nil or next(deleted) ~= nil;
 		return is_reviewing and REVIEW_INTERVAL or nil;
 	end
 
 	-- Begins to review, unless that is done already. Called through `kept`: the timers of an instance that a reload has
 	-- replaced are over.
 	function kept.review_soon()
-		if (is_any_left or next(attempts)) and not is_reviewing then
+		if (is_any_left or next(attempts) or next(deleted)) and not is_reviewing then
 			is_reviewing = true;
 			protected.timer(0, "Looking after the claims of registrations", review, 1);
 		end
@@ -517,6 +547,10 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 				event.username, #retired);
 		end
 		tell_revoked(retired, condition, text);
+		if condition == "internal-server-error" then
+			deleted[event.username], looks_since_failure = os.time(), 0;
+			kept.review_soon();
+		end
 	end);
 
 	--- presenting a token before registering (XEP-0445)

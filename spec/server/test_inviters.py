@@ -4,11 +4,12 @@ Nothing is taken away because somebody cannot tell; and nobody ends an attempt b
 """
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,22 @@ def rows(server: Prosody, query: str, *parameters: Any) -> list[tuple[Any, ...]]
         return database.execute(query, parameters).fetchall()
 
 
-def end_leases(server: Prosody) -> None:
+def change(server: Prosody, statement: str, *parameters: Any) -> None:
     with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database, database:
-        database.execute("UPDATE claim SET lease_end = lease_end - 100")
+        database.execute(statement, parameters)
+
+
+def end_leases(server: Prosody) -> None:
+    change(server, "UPDATE claim SET lease_end = lease_end - 100")
+
+
+@contextmanager
+def locked(server: Prosody) -> Iterator[None]:
+    """Nothing can be stored meanwhile."""
+    with closing(sqlite3.connect(server.data_path / "invites.sqlite3", isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        yield
+        lock.execute("ROLLBACK")
 
 
 def exists(server: Prosody, username: str) -> bool:
@@ -168,6 +182,21 @@ def test_an_account_that_its_own_storage_does_not_have_any_more_is_gone(make: Ma
     assert server.eval(CHECK, tokens=hers) == ["token-invalid"] * len(hers)
     assert server.eval(STATES, tokens=hers) == ["revoked"] * len(hers)
     assert server.eval(CHECK, tokens=others) == ["good"] * len(others)
+
+
+def test_a_deletion_while_the_storage_fails_ends_what_was_made_before_it_and_nothing_of_the_next_owner(
+    make: Make,
+) -> None:
+    server = make()
+    hers, others = server.eval(MAKE_ALL)
+    # A clock counts seconds, and the next owner comes later.
+    change(server, "UPDATE invite SET created_at = created_at - 60")
+    with locked(server):
+        server.eval('assert(require "core.usermanager".delete_user("nurse", module.host));')
+        server.add_user("nurse", "new")
+    change(server, "UPDATE invite SET created_at = created_at + 3600 WHERE digest = ?", hashlib.sha256(hers[0].encode()).digest())
+    until(lambda: server.eval(STATES, tokens=hers[1:]) == ["revoked"] * len(hers[1:]))
+    assert server.eval(STATES, tokens=[hers[0], *others]) == ["pending"] * (1 + len(others))
 
 
 # Who cannot tell
@@ -391,12 +420,10 @@ async def registered_while_locked(server: Prosody, stream: Stream, username: str
     registration = asyncio.create_task(stream.register(username, "secret"))
     while not await asyncio.to_thread(server.eval, f"{SWITCH} return switch.held > 0;"):
         assert not registration.done()
-    with closing(sqlite3.connect(server.data_path / "invites.sqlite3", isolation_level=None)) as lock:
-        lock.execute("BEGIN IMMEDIATE")
+    with locked(server):
         server.eval(GO_ON)
         await registration
         await then()
-        lock.execute("ROLLBACK")
 
 
 async def test_the_next_registration_of_a_stream_does_not_end_a_use_that_cannot_be_stored_yet(make: Make) -> None:
