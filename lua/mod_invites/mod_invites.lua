@@ -367,7 +367,9 @@ end
 local function account_request(account_username, additional_data, ttl)
 	local data, condition, problem_text = checked(additional_data);
 	if condition then return nil, condition, problem_text; end
-	local username = optional(account_username);
+	local is_reset = data and optional(data.allow_reset);
+	-- It is bound to the account whose password it resets.
+	local username = optional(account_username) or is_reset;
 	if username then
 		username = prepped(username);
 		if not username then return nil, "jid-malformed"; end
@@ -376,7 +378,7 @@ local function account_request(account_username, additional_data, ttl)
 		type = "register";
 		username = username;
 		account = username and compat.account_state(username);
-		is_reset = data and optional(data.allow_reset);
+		is_reset = is_reset;
 		allow_registration = true;
 		ttl = optional(ttl);
 		default_ttl = default_ttl;
@@ -798,7 +800,7 @@ local valid_invite_methods = {};
 local valid_invite_mt = { __index = valid_invite_methods };
 
 -- Redeems the invite, unless the registration that it was validated for has done so already. True, or nil and
--- "token-used" if somebody else was faster.
+-- "token-used" if somebody else was faster; another condition if that cannot be told now.
 function valid_invite_methods:use()
 	return redemption.use(self);
 end

@@ -54,6 +54,9 @@ local redemption = {};
 
 local DEPENDS_ON_NOBODY = {};
 
+-- As the library says it.
+local ACCOUNT_GONE = "the account that it depends on was deleted";
+
 -- What the library has told of an invite that it validated. It never changes, and need not be read again.
 function redemption.remember(invite, depends_on, is_reset)
 	abouts[invite] = depends_on and { depends_on = depends_on, is_reset = is_reset } or DEPENDS_ON_NOBODY;
@@ -85,6 +88,9 @@ end
 function redemption.hook(library, handle, validate, report, count_refusal)
 	local kept = under_way(library);
 	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
+	-- Accounts that were deleted while the storage failed, and when.
+	local deleted = kept.deleted or {};
+	kept.deleted = deleted;
 	local is_reviewing = false;
 	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
 
@@ -163,6 +169,12 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 	end
 
+	-- Leaves an attempt to the review: the account is there, so neither what its stream does next nor a deletion ends it.
+	local function leave_to_review(attempt)
+		if attempt.holder and attempt_of[attempt.holder] == attempt then attempt_of[attempt.holder] = nil; end
+		attempt.runner, attempt.thread = nil, nil;
+	end
+
 	-- Turns the claim of an attempt into a use: true, false if the claim was lost, nil if that will be tried again.
 	local function redeem(attempt, source)
 		if type(source) ~= "string" then source = nil; end
@@ -175,6 +187,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 				report(text);
 			end
 			attempt.is_to_redeem, attempt.source = true, source;
+			leave_to_review(attempt);
 			looks_since_failure = 0;
 			return nil;
 		end
@@ -206,6 +219,30 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 	end
 
+	-- Revokes what depended on the accounts that were deleted while the storage failed. A name may have another owner by
+	-- now, and what was made since is not touched. Whether all is done.
+	local function retire_late()
+		local username, deleted_at = next(deleted);
+		while username do
+			local after;
+			repeat
+				local summaries, next_after = handle:list({ inviter = username }, after);
+				if not summaries then return false; end
+				for _, summary in ipairs(summaries) do
+					local key = summary.created_at <= deleted_at and handle:resolve(summary.id);
+					local revoked, condition;
+					if key then revoked, condition = handle:revoke(key, ACCOUNT_GONE); end
+					if condition == "internal-server-error" then return false; end
+					if revoked then fire("invite-revoked", revoked); end
+				end
+				after = next_after;
+			until not after;
+			deleted[username] = nil;
+			username, deleted_at = next(deleted);
+		end
+		return true;
+	end
+
 	local function review()
 		-- A copy: what is done for one may begin or end another.
 		local all = {};
@@ -214,20 +251,20 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		for _, attempt in ipairs(all) do
 			protected.call("Looking after the claim of a registration failed and is tried again", review_attempt, attempt);
 		end
-		if is_any_left and looks_since_failure >= retry_pause then
+		if (is_any_left or next(deleted)) and looks_since_failure >= retry_pause then
 			local _, condition = handle:release_left();
-			is_any_left = condition == "internal-server-error";
+			is_any_left = condition == "internal-server-error" or not retire_late();
 			retry_pause = is_any_left and math.min(retry_pause * 2, LAST_RETRY) or FIRST_RETRY;
 			looks_since_failure = 0;
 		end
-		is_reviewing = is_any_left or next(attempts) ~= nil;
+		is_reviewing = is_any_left or next(attempts) ~= nil or next(deleted) ~= nil;
 		return is_reviewing and REVIEW_INTERVAL or nil;
 	end
 
 	-- Begins to review, unless that is done already. Called through `kept`: the timers of an instance that a reload has
 	-- replaced are over.
 	function kept.review_soon()
-		if (is_any_left or next(attempts)) and not is_reviewing then
+		if (is_any_left or next(attempts) or next(deleted)) and not is_reviewing then
 			is_reviewing = true;
 			protected.timer(0, "Looking after the claims of registrations", review, 1);
 		end
@@ -381,12 +418,13 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	-- The inviter may have been deleted since the claim. A contact would bring the roster back, for whoever gets the name
 	-- next.
-	local function forget_lost_inviter(invite)
+	local function forget_lost_inviter(invite, attempt)
 		if not invite.inviter then return; end
-		local account = compat.account_state(invite.inviter);
+		local was_deleted = attempt and attempt.is_inviter_deleted;
+		local account = was_deleted and "missing" or compat.account_state(invite.inviter);
 		if account == "missing" or account == "not-found" then
-			module:log("warn", "An account was made with an invite of %s, whose own account is not there any more: the two do "
-				.."not become contacts", invite.inviter);
+			module:log("warn", "An account was made with an invite of %s, whose own account was deleted or is not found: the "
+				.."two do not become contacts", invite.inviter);
 			invite.inviter = nil;
 		end
 	end
@@ -404,13 +442,12 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		if attempt and (invite and attempt.token ~= invite.token or attempt.invitee ~= username) then
 			attempt = nil; -- somebody else's
 		end
+		-- A client that is gone has taken its session with it, or does so while a provider is waited for below. The account
+		-- is there all the same.
+		invite = invite or attempt and attempt.invite;
+		event.validated_invite = invite;
 		local is_redeemed;
 		if attempt then
-			if not invite then
-				-- The client is gone, and its session with it; the account is there.
-				invite = attempt.invite;
-				event.validated_invite = invite;
-			end
 			is_redeemed = redeem(attempt, event.source) ~= false;
 		elseif not invite or not invite.token then
 			return;
@@ -421,7 +458,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 		if is_redeemed then
 			redeemed[invite] = true;
-			forget_lost_inviter(invite);
+			forget_lost_inviter(invite, attempt);
 		else
 			module:log("error", "The account %s was made with an invite that is not good for it any more; it gets nothing of "
 				.."what the invite promised", tostring(event.username));
@@ -500,12 +537,20 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		-- register_ibr deletes the account that it has just made when it cannot store its details.
 		local attempt = own_attempt(event.username);
 		if attempt then release(attempt); end
+		-- Whoever gets the name next has invited nobody.
+		for _, other in pairs(attempts) do
+			if other.invite and other.invite.inviter == event.username then other.is_inviter_deleted = true; end
+		end
 		local retired, condition, text = handle:retire_depending(event.username);
 		if retired and retired[1] then
 			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked",
 				event.username, #retired);
 		end
 		tell_revoked(retired, condition, text);
+		if condition == "internal-server-error" then
+			deleted[event.username], looks_since_failure = os.time(), 0;
+			kept.review_soon();
+		end
 	end);
 
 	--- presenting a token before registering (XEP-0445)
@@ -556,8 +601,12 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		local is_contact = invite.type == "roster" and not invite.inviter;
 		local request = is_contact and contacts.use(invite.token);
 		if request and not request.attempt then return true; end
+		local _, thread = compat.current_runner();
 		for _, attempt in pairs(attempts) do
-			if attempt.token == invite.token and (attempt.invite == invite or request and request.attempt == attempt) then
+			-- Another coroutine may have been handed the same table.
+			local is_anothers = thread and attempt.thread ~= thread and is_waiting(attempt);
+			if attempt.token == invite.token and not is_anothers
+			and (attempt.invite == invite or request and request.attempt == attempt) then
 				local is_redeemed = redeem(attempt, attempt.purpose == "contact" and "presence" or nil);
 				if is_redeemed == false then return nil, "token-used"; end
 				redeemed[invite] = true;
@@ -566,7 +615,8 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 		local is_redeemed, condition = redemption.redeem_at_once(invite);
 		if not is_redeemed then
-			return nil, condition == "internal-server-error" and condition or "token-used";
+			local is_temporary = condition == "internal-server-error" or condition == "account-unknown";
+			return nil, is_temporary and condition or "token-used";
 		end
 		return true;
 	end

@@ -185,6 +185,12 @@ class Stream:
 
     # With a session
 
+    async def remove_account(self) -> None:
+        """Give up the account of this session (XEP-0077)."""
+        query = ET.Element(f"{_REGISTER}query")
+        ET.SubElement(query, f"{_REGISTER}remove")
+        await self.iq("set", query)
+
     def send_presence(
         self, to: str | None = None, type: str | None = None, token: str | None = None, show: str | None = None
     ) -> None:

@@ -4,17 +4,18 @@ Nothing is taken away because somebody cannot tell; and nobody ends an attempt b
 """
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from client import Refused, login, open_stream
+from client import Refused, Stream, login, open_stream
 from prosody import Prosody
 
 Make = Callable[..., Prosody]
@@ -82,9 +83,22 @@ def rows(server: Prosody, query: str, *parameters: Any) -> list[tuple[Any, ...]]
         return database.execute(query, parameters).fetchall()
 
 
-def end_leases(server: Prosody) -> None:
+def change(server: Prosody, statement: str, *parameters: Any) -> None:
     with closing(sqlite3.connect(server.data_path / "invites.sqlite3")) as database, database:
-        database.execute("UPDATE claim SET lease_end = lease_end - 100")
+        database.execute(statement, parameters)
+
+
+def end_leases(server: Prosody) -> None:
+    change(server, "UPDATE claim SET lease_end = lease_end - 100")
+
+
+@contextmanager
+def locked(server: Prosody) -> Iterator[None]:
+    """Nothing can be stored meanwhile."""
+    with closing(sqlite3.connect(server.data_path / "invites.sqlite3", isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        yield
+        lock.execute("ROLLBACK")
 
 
 def exists(server: Prosody, username: str) -> bool:
@@ -170,6 +184,21 @@ def test_an_account_that_its_own_storage_does_not_have_any_more_is_gone(make: Ma
     assert server.eval(CHECK, tokens=others) == ["good"] * len(others)
 
 
+def test_a_deletion_while_the_storage_fails_ends_what_was_made_before_it_and_nothing_of_the_next_owner(
+    make: Make,
+) -> None:
+    server = make()
+    hers, others = server.eval(MAKE_ALL)
+    # A clock counts seconds, and the next owner comes later.
+    change(server, "UPDATE invite SET created_at = created_at - 60")
+    with locked(server):
+        server.eval('assert(require "core.usermanager".delete_user("nurse", module.host));')
+        server.add_user("nurse", "new")
+    change(server, "UPDATE invite SET created_at = created_at + 3600 WHERE digest = ?", hashlib.sha256(hers[0].encode()).digest())
+    until(lambda: server.eval(STATES, tokens=hers[1:]) == ["revoked"] * len(hers[1:]))
+    assert server.eval(STATES, tokens=[hers[0], *others]) == ["pending"] * (1 + len(others))
+
+
 # Who cannot tell
 
 
@@ -177,6 +206,7 @@ async def test_a_provider_that_does_not_find_an_account_revokes_nothing_and_lets
     """LDAP, SQL and others say false, or nothing, of an account that is not there and when they cannot ask."""
     server = make(authentication="spec_slow")
     hers, others = server.eval(MAKE_ALL)
+    server.eval('module:shared("validated").invite = module:depends("invites").get(args.token);', token=hers[0])
     for answer in ("false", "nil", 'nil, "Auth failed. Invalid username"'):
         server.eval(
             f"""
@@ -194,11 +224,13 @@ async def test_a_provider_that_does_not_find_an_account_revokes_nothing_and_lets
             with pytest.raises(Refused) as refused:
                 await stream.preauth(hers[0])
             assert (refused.value.type, refused.value.condition) == ("wait", "internal-server-error")
+        assert server.eval('return module:shared("validated").invite:use();') == (None, "account-unknown")
         condition, text = server.eval('return select(2, module:depends("invites").why(args.token));', token=hers[0])[:2]
         assert condition == "account-unknown" and "nurse" in text and "cannot be asked" in text
     server.eval('prosody.hosts[module.host].users.user_exists = module:shared("outage").user_exists;')
     assert server.eval(STATES, tokens=hers) == ["pending"] * len(hers)
     assert server.eval(CHECK, tokens=hers) == ["good"] * len(hers)
+    assert server.eval('return module:shared("validated").invite:use();') is True
 
 
 def test_no_link_is_made_for_an_account_that_the_provider_does_not_find(make: Make) -> None:
@@ -208,6 +240,8 @@ def test_no_link_is_made_for_an_account_that_the_provider_does_not_find(make: Ma
         refused = server.prosodyctl("mod_invites", "generate", "example.com", option, "typo")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert sentence in refused.stderr
+    for call in ('create_account_reset("typo")', 'create_account(nil, { allow_reset = "typo" })'):
+        assert server.eval(f'return module:depends("invites").{call};') == (None, "account-unknown")
     # Whoever was brought stays on the list of whom to look at.
     server.eval(
         """
@@ -241,6 +275,65 @@ async def test_no_contact_brings_back_the_roster_of_an_inviter_who_was_deleted_m
     for name in ("nurse", "romeo"):
         async with await login(server, name, "new" if name == "nurse" else "secret") as stream:
             assert await stream.roster() == {}
+
+
+async def test_whoever_gets_the_name_of_a_deleted_inviter_meanwhile_has_no_strangers_in_the_roster(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    token = server.eval('return module:depends("invites").create_contact("nurse", true).token;')
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        registration = await begin(server, stream, "romeo")
+        server.eval(
+            """
+            assert(require "core.usermanager".delete_user("nurse", module.host));
+            module:open_store("accounts"):set("nurse", { password = "new" });
+            """
+        )
+        server.eval(GO_ON)
+        await registration
+    assert rows(server, "SELECT uses FROM invite") == [(1,)]
+    for name, password in (("nurse", "new"), ("romeo", "secret")):
+        async with await login(server, name, password) as stream:
+            assert await stream.roster() == {}
+
+
+#: Looking for nurse waits, as soon as there is a romeo, until `GO_ON_LOOKING`.
+HOLD_LOOKING = """
+    local async = require "util.async";
+    local provider, looking = prosody.hosts[module.host].users, module:shared("looking");
+    local user_exists, accounts = provider.user_exists, module:open_store("accounts");
+    function provider.user_exists(username)
+        if username == "nurse" and not looking.go_on and accounts:get("romeo") then
+            local wait, done = async.waiter();
+            looking.go_on = done;
+            wait();
+        end
+        return user_exists(username);
+    end
+"""
+GO_ON_LOOKING = 'require "util.timer".add_task(0, module:shared("looking").go_on);'
+SESSIONS = 'local n = 0; for _ in pairs(module:shared("/*/c2s/sessions")) do n = n + 1; end return n;'
+
+
+async def test_who_hangs_up_while_the_inviter_is_looked_for_gets_what_was_promised_all_the_same(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    token = server.eval(
+        """
+        local data = { roles = { ["prosody:admin"] = true } };
+        return assert(module:depends("invites").create_contact("nurse", true, data)).token;
+        """
+    )
+    server.eval(HOLD_LOOKING)
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+        await stream.register("romeo", "secret")
+        until(lambda: server.eval('return module:shared("looking").go_on ~= nil;'))
+    until(lambda: server.eval(SESSIONS) == 0)
+    server.eval(GO_ON_LOOKING)
+    until(lambda: server.eval(IS_ADMIN, username="romeo"))
+    async with await login(server, "nurse", "old") as nurse:
+        assert (await nurse.roster())["romeo@example.com"].subscription == "both"
+    assert rows(server, "SELECT invitee FROM redemption") == [("romeo",)]
 
 
 # Whose attempt it is
@@ -300,6 +393,66 @@ async def test_a_second_attempt_with_the_same_validated_invite_does_not_end_the_
     server.eval(GO_ON)
     assert await first == "made"
     assert not exists(server, "tybalt")
+    assert rows(server, "SELECT uses FROM invite") == [(1,)]
+
+
+async def test_an_invite_that_another_coroutine_uses_too_is_not_used_with_the_claim_of_the_first(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    server.eval(
+        """
+        local invites = module:depends("invites");
+        module:shared("validated").invite = invites.get(invites.create_account().token);
+        """
+    )
+    server.eval(f'{SWITCH} switch.hold = "before";')
+    first = asyncio.create_task(asyncio.to_thread(server.eval, ATTEMPT, username="romeo"))
+    while not await asyncio.to_thread(server.eval, f"{SWITCH} return switch.held > 0;"):
+        assert not first.done()
+    assert server.eval('return module:shared("validated").invite:use();') == (None, "token-used")
+    server.eval(GO_ON)
+    assert await first == "made"
+    assert rows(server, "SELECT invitee FROM redemption") == [("romeo",)]
+
+
+async def registered_while_locked(server: Prosody, stream: Stream, username: str, then: Callable[[], Awaitable[None]]) -> None:
+    """Makes an account whose use cannot be stored yet; `then` is awaited before it can."""
+    server.eval(f'{SWITCH} switch.hold = "after";')
+    registration = asyncio.create_task(stream.register(username, "secret"))
+    while not await asyncio.to_thread(server.eval, f"{SWITCH} return switch.held > 0;"):
+        assert not registration.done()
+    with locked(server):
+        server.eval(GO_ON)
+        await registration
+        await then()
+
+
+async def test_the_next_registration_of_a_stream_does_not_end_a_use_that_cannot_be_stored_yet(make: Make) -> None:
+    server = make(authentication="spec_slow")
+    create = 'return module:depends("invites").create_account().token;'
+    tokens = [server.eval(create), server.eval(create)]
+    async with await open_stream(server) as stream:
+        await stream.preauth(tokens[0])
+        await registered_while_locked(server, stream, "romeo", lambda: stream.preauth(tokens[1]))
+        await stream.register("tybalt", "secret")
+    until(lambda: rows(server, "SELECT * FROM claim") == [])
+    assert rows(server, "SELECT uses FROM invite") == [(1,), (1,)]
+
+
+async def test_a_user_who_leaves_at_once_does_not_end_a_use_that_cannot_be_stored_yet(make: Make) -> None:
+    server = make("user_account_management", authentication="spec_slow")
+    token = server.eval('return module:depends("invites").create_account().token;')
+
+    async with await open_stream(server) as stream:
+        await stream.preauth(token)
+
+        async def leave() -> None:
+            await stream.authenticate("romeo", "secret")
+            with suppress(ConnectionError):
+                await stream.remove_account()
+            until(lambda: not exists(server, "romeo"))
+
+        await registered_while_locked(server, stream, "romeo", leave)
+    until(lambda: rows(server, "SELECT * FROM claim") == [])
     assert rows(server, "SELECT uses FROM invite") == [(1,)]
 
 
