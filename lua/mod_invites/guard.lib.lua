@@ -38,14 +38,24 @@ function guard.disabled_modules(host)
 	return disabled;
 end
 
+-- An option as module:get_option_boolean reads it for a module of the host: nil if it is not understood.
+local function boolean(host, name, default)
+	local value = config.get(host, name);
+	if value == nil then return default; end
+	if value == true or value == "true" or value == 1 then return true; end
+	if value == false or value == "false" or value == 0 then return false; end
+end
+
 -- The question of registers_in_band(), asked of the configuration.
 local function will_register_in_band(host)
 	local modules, disabled = modulemanager.get_modules_for_host(host), guard.disabled_modules(host);
 	if disabled.register_ibr then return false; end
 	-- mod_invites_register loads mod_register_ibr then; without it, the guard stands.
-	if is_invite_only(host) then return not disabled.invites; end
+	if modules:contains("invites_register") and boolean(host, "registration_invite_only", true) then
+		return not disabled.invites;
+	end
 	return modules:contains("register_ibr")
-		or modules:contains("register") and config.get(host, "allow_registration") == true;
+		or modules:contains("register") and boolean(host, "allow_registration", false) or false;
 end
 
 -- By host. In prosodyctl no configuration is loaded again.

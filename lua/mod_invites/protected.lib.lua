@@ -33,13 +33,23 @@ local function tell(text, trace)
 	end
 end
 
+-- Of more functions on the stack than this there is no traceback: that takes a second where one calls itself without end.
+local DEEP = 10000;
+
 local function examine(err)
-	return { text = first_line(err), trace = debug.traceback(tostring(err), 2) };
+	local trace = tostring(err);
+	if not debug.getinfo(DEEP, "") then trace = debug.traceback(trace, 2); end
+	return { text = first_line(err), trace = trace };
+end
+
+-- What xpcall returned in the place of results. Where memory or the stack is exhausted, it has not called examine().
+local function examined(raised)
+	return type(raised) == "table" and raised or { text = first_line(raised), trace = tostring(raised) };
 end
 
 local function finish_call(what, ok, ...)
 	if ok then return true, ...; end
-	local raised = ...;
+	local raised = examined((...));
 	if what then tell(what..": "..raised.text, raised.trace); end
 	return false, raised.text;
 end
@@ -99,24 +109,36 @@ function protected.handle_items(key, added, removed)
 	module:handle_items(key, protected.guard(what, added), protected.guard(what, removed));
 end
 
--- The number of the one of these handlers that util.events was calling within the function `within`; nil if it was a
--- wrapper that failed. The loop there has the locals `h`, the handlers, and `i`. For a message handler of xpcall.
-local function place_of_error(handlers, within)
-	local level, place = 3, nil;
-	while true do
-		local frame = debug.getinfo(level, "f");
-		if not frame or frame.func == within then return place; end
-		local i, is_loop, number = nil, false, 1;
-		local name, value = debug.getlocal(level, number);
+-- The number of functions on the stack. To get at one takes a step for each that is above it, and a function that calls
+-- itself without end leaves a million of them: to look at each would hold the server for hours.
+local function stack_depth()
+	local depth, beyond = 1, 2;
+	while debug.getinfo(beyond, "") do depth, beyond = beyond, beyond * 2; end
+	while beyond - depth > 1 do
+		local middle = math.floor((depth + beyond) / 2);
+		if debug.getinfo(middle, "") then depth = middle; else beyond = middle; end
+	end
+	return depth - 1;
+end
+
+-- Functions that may stand between run() and the loop that calls the handlers; those of wrappers, most of them.
+local MAX_BETWEEN = 30;
+
+-- The number of the one of these handlers that util.events was calling; nil if it was a wrapper that failed. The loop
+-- there has the locals `h`, the handlers, and `i`. `depth` is that of the stack in run(). For a message handler of xpcall.
+local function place_of_error(handlers, depth)
+	local level = stack_depth() - depth; -- that of xpcall
+	-- The first one found is the one that we called: a handler may fire the same event again.
+	for inner = level - 1, math.max(level - MAX_BETWEEN, 1), -1 do
+		local place, is_loop, number = nil, false, 1;
+		local name, value = debug.getlocal(inner, number);
 		while name do
 			if name == "h" and value == handlers then is_loop = true; end
-			if name == "i" then i = value; end
+			if name == "i" then place = value; end
 			number = number + 1;
-			name, value = debug.getlocal(level, number);
+			name, value = debug.getlocal(inner, number);
 		end
-		-- The last one found is the one that we called: a handler may fire the same event again.
-		if is_loop then place = i; end
-		level = level + 1;
+		if is_loop then return place; end
 	end
 end
 
@@ -131,20 +153,18 @@ end
 local function run(chain, goes_on, event_name, event, consequence)
 	local handlers = (prosody.hosts[module.host] or prosody).events.get_handlers(event_name) or {};
 	local place, is_spent;
-	local function enter()
-		local ret = chain(event_name, event);
-		return ret; -- no tail call: the stack is searched for this function
-	end
+	local depth = stack_depth();
 	local function examine_event(err)
-		place = place_of_error(handlers, enter);
+		place = place_of_error(handlers, depth);
 		-- Called again when nothing is behind it any more, it fails by itself.
 		is_spent = debug.getinfo(2, "f").func == chain;
 		return examine(err);
 	end
 	local has_failed = false;
 	repeat
-		local ok, ret = xpcall(enter, examine_event);
+		local ok, ret = xpcall(function () return chain(event_name, event); end, examine_event);
 		if ok then return ret, has_failed; end
+		ret = examined(ret);
 		if not is_spent then
 			local who = place and "handler" or "wrapper";
 			local where = place and " ("..source_of(handlers[place])..")" or "";

@@ -23,6 +23,9 @@ HOSTS = {
     "invites-alone.example": (True, 'modules_enabled = { "invites_register" };'),
     "open.example": (True, 'modules_enabled = { "register_ibr" };'),
     "old-name.example": (True, 'modules_enabled = { "register" }; allow_registration = true;'),
+    "as-text.example": (True, 'modules_enabled = { "register" }; allow_registration = "true";'),
+    # mod_invites_register does not understand it, and does not load mod_register_ibr.
+    "not-understood.example": (False, 'modules_enabled = { "invites_register" }; registration_invite_only = "yes";'),
     "none.example": (False, ""),
     "old-name-closed.example": (False, 'modules_enabled = { "register" };'),
     "not-only.example": (False, 'modules_enabled = { "invites_register" }; registration_invite_only = false;'),
@@ -76,7 +79,7 @@ async def test_a_link_says_so_only_where_somebody_can_register_in_band(server: P
         # It is true: whoever has the link can, or cannot.
         async with await open_stream(server, host) as stream:
             try:
-                if host not in ("open.example", "old-name.example"):
+                if host not in ("open.example", "old-name.example", "as-text.example"):
                     await stream.preauth(token)
                 await stream.register("romeo", "pw")
                 registered = True

@@ -81,6 +81,19 @@ def test_a_value_that_json_brings_is_refused_with_a_condition(server: Prosody) -
     assert server.eval('for token in module:depends("invites").pending_invites() do return token; end') is None
     assert "Refused: ttl must be a positive number of seconds" in server.log()
     assert "Refused: additional_data.groups must be a list of names" in server.log()
+    # A text that is no UTF-8, one of several lines, and one without end: one line of the log, and not long.
+    assert server.eval(
+        r"""
+        local invites, results = module:depends("invites"), {};
+        local token = invites.create_account().token;
+        for _, ttl in ipairs({ "\255", "1\nforged", ("x"):rep(100000) }) do
+            table.insert(results, (select(2, invites.create_account(nil, nil, ttl))));
+            table.insert(results, (select(2, invites.extend(token, ttl))));
+        end
+        return results;
+        """
+    ) == ["bad-request"] * 6
+    assert not any(line.startswith("forged") or len(line) > 1000 for line in server.log().splitlines())
 
 
 def test_what_json_leaves_out_is_left_out(server: Prosody) -> None:

@@ -55,6 +55,12 @@ RAISE_LATE = """
     end, args.priority - 1);
 """
 
+#: The same, in a handler that calls itself until the stack is full. It has so many locals that this is soon.
+RAISE_DEEP = RAISE.replace(
+    'error("Tybalt draws")',
+    f"local function draw() local {', '.join(f'a{n}' for n in range(20))}; return 1 + draw(); end draw()",
+)
+
 #: Timers that come each minute come all the time.
 HURRY = """
     local timer = require "util.timer";
@@ -214,6 +220,27 @@ def test_expiry_goes_on(host: Host) -> None:
             database.execute("UPDATE invite SET expires = created_at - 1 WHERE host = ?", [host.name])
         until(lambda: host.seen() == (number, number))
     assert len(host.errors(about="invite-expired")) == 2
+
+
+def test_a_handler_that_calls_itself_without_end_does_not_hold_the_server(host: Host) -> None:
+    host.eval(RAISE_DEEP, event="invite-created", priority=100)
+    since = time.monotonic()
+    host.eval(CREATE)
+    assert time.monotonic() - since < 5
+    assert host.seen() == (1, 1)
+    error, = host.errors()
+    assert error.endswith("stack overflow")
+
+
+def test_an_error_that_has_no_message_is_one_like_others(host: Host) -> None:
+    host.eval(
+        """
+        local oddity = setmetatable({}, { __tostring = function (self) error(self); end });
+        module:hook("invite-created", function () error(oddity); end, 100);
+        """
+    )
+    assert isinstance(host.eval(CREATE), str)
+    assert len(host.errors(about="invite-created")) == 1
 
 
 def test_a_wrapper_that_raises_does_not_keep_the_handlers_from_running(host: Host) -> None:

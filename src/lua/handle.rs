@@ -48,6 +48,7 @@ use mlua::{
 
 use super::bundled::Bundled;
 use super::table::{Seconds, claims, describe, limit, summary, take_over, validated, whole_seconds};
+use super::value::shown;
 use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock::{self, Timestamp};
 use crate::error::InviteError;
@@ -686,7 +687,9 @@ pub(super) fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Fai
 fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 	// A table or a function is named by its type alone.
 	let value = match value {
-		Value::String(_) | Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => value.to_string()?,
+		// It may hold anything, and stands in one line of the log.
+		Value::String(text) => shown(&text.as_bytes()),
+		Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => value.to_string()?,
 		other => format!("a {}", other.type_name()),
 	};
 	Ok(Failure::BadValue(format!(

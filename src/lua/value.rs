@@ -71,8 +71,8 @@ const BRACKETS: usize = "{}".len();
 /// What separates an entry from the next one, and its key from its value.
 const PUNCTUATION: usize = ",:".len();
 
-/// Bytes of a key in a path.
-const MAX_STEP: usize = 100;
+/// Bytes of a key in a path, and of another text that is shown.
+const MAX_SHOWN: usize = 100;
 
 struct Reader<'a> {
 	null: &'a Null,
@@ -153,10 +153,11 @@ impl Reader<'_> {
 	}
 }
 
-fn shown(key: &[u8]) -> String {
-	match key.get(..MAX_STEP) {
-		Some(begin) if begin.len() < key.len() => format!("{}…", begin.escape_ascii()),
-		_ => key.escape_ascii().to_string(),
+/// A text as it is shown in a message: one line, and not long.
+pub(super) fn shown(text: &[u8]) -> String {
+	match text.get(..MAX_SHOWN) {
+		Some(begin) if begin.len() < text.len() => format!("{}…", begin.escape_ascii()),
+		_ => text.escape_ascii().to_string(),
 	}
 }
 

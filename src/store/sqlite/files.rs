@@ -124,8 +124,11 @@ impl OpenFile {
 	/// Its path, if it has not its name any more, or is shorter than it was and `is_cut_off` says so of its length.
 	fn lost(&self, is_cut_off: impl FnOnce(u64) -> bool) -> Option<&Path> {
 		let Some(now) = self.look().map(|metadata| metadata.len()) else { return Some(&self.path) };
-		let before = self.length.swap(now, Ordering::Relaxed);
-		(now < before && is_cut_off(now)).then_some(&self.path)
+		if now < self.length.load(Ordering::Relaxed) && is_cut_off(now) {
+			return Some(&self.path);
+		}
+		self.length.store(now, Ordering::Relaxed);
+		None
 	}
 }
 
