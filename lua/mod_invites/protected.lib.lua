@@ -33,7 +33,7 @@ local function tell(text, trace)
 	end
 end
 
--- Of more functions on the stack than this there is no traceback: that takes a second where one calls itself without end.
+-- Of more functions on the stack than this there is no traceback: it takes a second where one calls itself without end.
 local DEEP = 10000;
 
 local function examine(err)
@@ -125,7 +125,8 @@ end
 local MAX_BETWEEN = 30;
 
 -- The number of the one of these handlers that util.events was calling; nil if it was a wrapper that failed. The loop
--- there has the locals `h`, the handlers, and `i`. `depth` is that of the stack in run(). For a message handler of xpcall.
+-- there has the locals `h`, the handlers, and `i`. `depth` is that of the stack in run(). For a message handler of
+-- xpcall.
 local function place_of_error(handlers, depth)
 	local level = stack_depth() - depth; -- that of xpcall
 	-- The first one found is the one that we called: a handler may fire the same event again.

@@ -23,6 +23,9 @@ local SENTENCES = {
 	["internal-server-error"] = "The invite could not be stored or read; see the log";
 };
 
+-- The most that the library counts to.
+local MAX_LIMIT = 2^32 - 1;
+
 local function fail(condition)
 	return nil, SENTENCES[condition] or condition;
 end
@@ -240,7 +243,9 @@ function shell.commands(invites, duration, has_groups)
 			flags = { value_params = { limit = true } };
 			handler = function (self, _, opts)
 				local left = tonumber(opts.limit or 100);
-				if not left or left < 1 or left % 1 ~= 0 then return nil, "Unable to count to: "..opts.limit; end
+				if not left or left < 1 or left % 1 ~= 0 or left > MAX_LIMIT then
+					return nil, "Unable to count to: "..opts.limit;
+				end
 				local options = { json = false, width = width_of(self) };
 				local count, after = 0, nil;
 				repeat

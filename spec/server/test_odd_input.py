@@ -302,7 +302,7 @@ def test_shell_commands_with_odd_values_say_what_is_wrong(server: Prosody) -> No
         ("create_contact", "example.com"), ("show", "example.com"), ("show", "example.com", 5), ("delete", "example.com"),
         ("delete", "example.com", 5), ("pause", "example.com"), ("extend", "example.com"),
         ("extend", "example.com", "x", "--expires-after", "soon"), ("why", "example.com"), ("why", "example.com", True),
-        ("list",), ("list", "nowhere.example"),
+        ("list",), ("list", "nowhere.example"), ("history", "example.com", "--limit", "1e30"),
     ):
         answer = server.eval(SHELL, name=name, words=words, n=len(words))
         assert answer[0] is None, (name, words)
