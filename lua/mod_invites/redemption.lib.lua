@@ -548,7 +548,7 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		end
 		tell_revoked(retired, condition, text);
 		if condition == "internal-server-error" then
-			deleted[event.username], looks_since_failure = os.time(), 0;
+			deleted[event.username], looks_since_failure = handle:now(), 0;
 			kept.review_soon();
 		end
 	end);

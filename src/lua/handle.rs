@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `limited { type, username, source }` | the username of the local user who invites, if anything limits anybody; `source` is `additional_data.source` |
 //! | `prepare { type, username, account, is_reset, allow_registration, reusable, max_uses, ttl, default_ttl, inviter }` | invite table, draft; `account` is the state of the account of a register invite's username; `inviter` is `{ username, roles, account_created }` of whom `limited` named, `roles` a list of lists as of [`crate::policy::Inviter`] |
+//! | `now()` | the time by the clock that invites are compared with |
 //! | `counted_period()` | the seconds for which limits count invites that have ended |
 //! | `may_save(table, draft)` | `true` if the inviter's limits let it be made now; nothing is stored |
 //! | `save(table, draft, is_heard)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, and its own if anybody is to hear of it; the invite is on the disk |
@@ -700,6 +701,7 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
 		operator::add_methods(methods);
+		methods.add_method("now", |_, _, ()| Ok(clock::now()));
 		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
 		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
 		methods.add_method("may_save", |_, this, (table, draft): (Table, UserDataRef<Draft>)| {
