@@ -138,11 +138,12 @@ function limits.hook()
 	end, function (event)
 		handlers[event.item] = nil;
 	end);
+end
 
-	function module.unload()
-		for command, handler in pairs(handlers) do
-			if command.handler == handler.wrapped then command.handler = handler.own; end
-		end
+-- Gives the commands back.
+function limits.unload()
+	for command, handler in pairs(handlers) do
+		if command.handler == handler.wrapped then command.handler = handler.own; end
 	end
 end
 

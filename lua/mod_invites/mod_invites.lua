@@ -873,6 +873,11 @@ end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
 	limits.hook();
+
+	function module.unload()
+		limits.unload();
+		redemption.unload();
+	end
 end
 
 --- expiry and history

@@ -635,6 +635,16 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	--- reloading
 
+	-- Releases what the review would have released in a moment: attempts that have ended, while everything that they did
+	-- was seen. A coroutine that runs, or has resumed this one, has not ended.
+	function redemption.unload()
+		for _, attempt in pairs(attempts) do
+			local status = attempt.thread and coroutine.status(attempt.thread);
+			local has_ended = (status == "suspended" or status == "dead") and not is_waiting(attempt);
+			if has_ended and not attempt.is_to_redeem then release(attempt); end
+		end
+	end
+
 	-- A reload takes no time; between an unloading and a loading attempts may have ended unseen, the account made or not.
 	-- Their claims are nobody's then: a redeem takes them over, or they are settled when their leases are over.
 	function module.save()

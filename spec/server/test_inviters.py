@@ -516,7 +516,37 @@ async def test_an_invite_is_free_as_soon_as_its_registration_fails_though_its_ho
     assert not exists(server, "romeo")
 
 
-#: The next account is made when `GO_ON_CREATING` is run. Prosody's own provider never waits by itself.
+async def test_a_registration_that_failed_just_before_its_host_went_off_leaves_no_claim(make: Make) -> None:
+    server = make(authentication="spec_slow", hosts={"example.com": "", "example.net": ""})
+    token = server.eval(WITH_ROLE)
+    server.eval(
+        """
+        -- Nobody looks after attempts by a timer any more.
+        local timer = require "util.timer";
+        local add_task = timer.add_task;
+        function timer.add_task(delay, callback, param)
+            return add_task(delay, function (...)
+                local again = callback(...);
+                return again == 0.1 and 600 or again;
+            end, param);
+        end
+        """
+    )
+    async with await open_stream(server) as stream, await open_stream(server) as rival:
+        await stream.preauth(token)
+        await rival.preauth(token)
+        registration = await begin(server, stream, "romeo", host="example.net")
+        server.eval(f'{SWITCH} switch.failure = "no"; switch.release();', host="example.net")
+        with pytest.raises(Refused):
+            await registration
+        assert len(rows(server, "SELECT * FROM claim")) == 1
+        server.eval(OFF_AND_ON, host="example.net")
+        server.eval(f"{SWITCH} switch.failure = nil;", host="example.net")
+        assert rows(server, "SELECT * FROM claim") == []
+        await rival.register("tybalt", "secret")
+
+
+#: The next account is made when `go_on` is called. Prosody's own provider never waits by itself.
 HOLD_CREATING = """
     local async = require "util.async";
     local provider, waiting = prosody.hosts[module.host].users, prosody.spec_waiting or {};
