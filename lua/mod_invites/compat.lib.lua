@@ -71,7 +71,6 @@ function compat.is_heard(event_name)
 	return handlers ~= nil and handlers[1] ~= nil;
 end
 
-local storagemanager = compat.lib("core.storagemanager");
 
 -- Prosody's own providers, whose accounts lie in its own storage.
 local INTERNAL = { internal_plain = true, internal_hashed = true };
@@ -87,8 +86,8 @@ function compat.account_state(username)
 	local call, what = module.protected.call, ("Whether there is an account %s cannot be told"):format(username);
 	if is_internal then
 		if compat.is_prosodyctl then
-			local _, _, driver = call(what, storagemanager.get_driver, module.host, "accounts");
-			if driver == "memory" then return "unknown"; end -- they are in the memory of the server
+			-- They may be in the memory of the server.
+			if module.protected.driver(module.host, "accounts") == "memory" then return "unknown"; end
 		end
 		-- These report a storage that fails as an account that is not there.
 		accounts = accounts or module.protected.open(module.host, "accounts");

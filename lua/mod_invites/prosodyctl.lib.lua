@@ -396,7 +396,7 @@ local function ask_server(options, native, arg)
 		return nil, ("the server has the invites of %s to itself (invite_storage = %q) and has to be asked, but %s; "
 			.."is mod_admin_shell enabled?"):format(host, storage, err);
 	end
-	local _, _, driver = protected.call(nil, compat.lib("core.storagemanager").get_driver, host, "invite_token");
+	local driver = protected.driver(host, "invite_token");
 	if storage == "memory" or driver == "memory" then
 		return nil, ("the invites of %s are in the memory of the server, and it does not run"):format(host);
 	end
