@@ -111,9 +111,10 @@ local NEEDED = {
 local function check_disabled(host, _, _, add)
 	local modules = compat.lib("core.modulemanager").get_modules_for_host(host);
 	if not modules:contains("invites_register") then return; end
-	local disabled = module:require("guard").disabled_modules(host);
+	local guard = module:require("guard");
+	local disabled = guard.disabled_modules(host);
 	-- It needs mod_register_ibr only then.
-	disabled.register_ibr = disabled.register_ibr and config.get(host, "registration_invite_only") ~= false;
+	disabled.register_ibr = disabled.register_ibr and guard.is_invite_only(host);
 	for _, needed in ipairs(NEEDED) do
 		if disabled[needed.name] then
 			add("critical", ("modules_disabled has %q, which mod_invites_register needs, so that is not loaded: %s"):format(

@@ -16,7 +16,7 @@ local guard = {};
 local PRIORITY = 1000000;
 
 -- Whether the configuration, as it is now, lets nobody register without an invite.
-local function is_invite_only(host)
+function guard.is_invite_only(host)
 	local value = config.get(host, "registration_invite_only");
 	if value == false or value == "false" or value == 0 then return false; end
 	-- It raises an error if modules_enabled is no list.
@@ -26,7 +26,7 @@ end
 
 -- Whether registration has to be refused on a host, since mod_invites_register is not there to do it.
 local function must_be_closed(host)
-	return not modulemanager.is_loaded(host, "invites_register") and is_invite_only(host);
+	return not modulemanager.is_loaded(host, "invites_register") and guard.is_invite_only(host);
 end
 
 -- The modules that no other module can depend on, by name: modules_disabled, of the host and of all hosts.
