@@ -19,7 +19,7 @@ BARE_CALL_ALLOWED=(
 	'compat.lib.lua|local has_human_io, human_io = pcall(compat.lib, "util.human.io");'
 	# protected.lib.lua may be what is missing; the handler sets four fields and cannot fail.
 	'mod_invites.lua|module:hook("user-registering", refuse_registration, 1000000);'
-	'mod_invites.lua|local has_all_parts, guard, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()'
+	'mod_invites.lua|has_all_parts, guard, bundled, form, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()'
 	# A timer of the module would end with it, and the guard does not.
 	'guard.lib.lua|timer.add_task(0, protected.guard("Whether registration has to be closed cannot be told yet", function ()'
 )

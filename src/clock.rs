@@ -1,4 +1,4 @@
-//! The one door to the wall clock.
+//! The one door to the clocks.
 //!
 //! Everything else takes `now` as an argument, so that each rule about time can be tested at any time.
 
@@ -14,6 +14,12 @@ pub fn now() -> Timestamp {
 	SystemTime::now()
 		.duration_since(UNIX_EPOCH)
 		.map_or(0, |since| Timestamp::try_from(since.as_secs()).unwrap_or(Timestamp::MAX))
+}
+
+/// A moment that no change of the wall clock moves. For what lasts seconds and ends with the process.
+#[must_use]
+pub fn monotonic() -> Instant {
+	Instant::now()
 }
 
 /// Measures how long something takes.

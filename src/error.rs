@@ -19,6 +19,12 @@ pub enum InviteError {
 	/// There is no such invite, it is for something else, or it was redeemed or revoked.
 	#[error("there is no such invite, or it was used or revoked")]
 	TokenInvalid,
+	/// What a stranger entered holds no token of this host; and where the web link in it leads, if it is one.
+	#[error("this is no invitation that this server knows")]
+	TokenUnknown(Option<String>),
+	/// What a stranger entered is a link to an invite of this other host.
+	#[error("this invitation is for {0:?}")]
+	OtherHost(String),
 	/// Several invites have a public id that begins so.
 	#[error("several invites have an id that begins so: write more of it")]
 	IdAmbiguous,
@@ -97,7 +103,8 @@ impl InviteError {
 	pub const fn condition(&self) -> &'static str {
 		match self {
 			Self::NoToken => "no-token",
-			Self::TokenInvalid | Self::AccountGone(_) | Self::OwnerDisabled(_) => "token-invalid",
+			Self::TokenInvalid | Self::TokenUnknown(_) | Self::AccountGone(_) | Self::OwnerDisabled(_) => "token-invalid",
+			Self::OtherHost(_) => "other-host",
 			Self::AccountNotFound(_) => "account-unknown",
 			Self::IdAmbiguous => "id-ambiguous",
 			Self::TokenExpired => "token-expired",

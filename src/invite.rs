@@ -268,13 +268,17 @@ impl Invite {
 pub fn local_user<'a>(jid: &'a str, host: &str) -> Option<Cow<'a, str>> {
 	let bare = jid.split_once('/').map_or(jid, |(bare, _)| bare);
 	let (username, of) = bare.split_once('@')?;
-	let is_of_host = of == host || !is_prepared(of) && stringprep::nameprep(of).is_ok_and(|of| of == host);
-	if !is_of_host || username.is_empty() {
+	if !is_same_host(of, host) || username.is_empty() {
 		return None;
 	}
 	let username =
 		if is_prepared(username) { Cow::Borrowed(username) } else { stringprep::nodeprep(username).ok()? };
 	Some(username).filter(|username| !username.is_empty())
+}
+
+/// Whether a name, in whatever spelling, is that of the host, which is written as the server does (nameprepped).
+pub(crate) fn is_same_host(name: &str, host: &str) -> bool {
+	name == host || !is_prepared(name) && stringprep::nameprep(name).is_ok_and(|name| name == host)
 }
 
 /// Whether neither nodeprep nor nameprep has anything to change or refuse: most JIDs are written so.

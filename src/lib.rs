@@ -21,6 +21,7 @@
 //! then [`store::InviteStore`] for what has to be atomic, [`store::sqlite`] for how it is, and [`service`] for how an
 //! invite is made, found and redeemed; [`transfer`] takes invites from one store to another.
 
+pub mod bad_tokens;
 pub mod check;
 pub mod cli;
 pub mod clock;
@@ -32,6 +33,7 @@ pub mod lineage;
 pub mod listing;
 #[cfg(feature = "lua")]
 mod lua;
+pub mod pasted;
 pub mod policy;
 pub mod redemption;
 pub mod render;

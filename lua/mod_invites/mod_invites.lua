@@ -21,16 +21,17 @@ local function close_registration()
 	module:hook("user-registering", refuse_registration, 1000000);
 end
 
-local has_all_parts, guard, bundled, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
+local has_all_parts, guard, bundled, form, limits, lineage, metrics, loader, prosodyctl, redemption, shell;
+has_all_parts, guard, bundled, form, limits, lineage, metrics, loader, prosodyctl, redemption, shell = pcall(function ()
 	-- The others find it there: Prosody would read it anew for each of them.
 	module.compat = module:require("compat");
 	module.protected = module:require("protected");
 	local registration_guard = module:require("guard");
 	-- First: it is needed most where one of the others fails.
 	registration_guard.stand(refuse_registration);
-	return registration_guard, module:require("bundled"), module:require("limits"), module:require("lineage"),
-		module:require("metrics"), module:require("native"), module:require("prosodyctl"), module:require("redemption"),
-		module:require("shell");
+	return registration_guard, module:require("bundled"), module:require("form"), module:require("limits"),
+		module:require("lineage"), module:require("metrics"), module:require("native"), module:require("prosodyctl"),
+		module:require("redemption"), module:require("shell");
 end);
 if not has_all_parts then
 	module:log("error", "No invite can be created or used: %s: install mod_invites again", tostring(guard));
@@ -222,8 +223,8 @@ end
 -- when its invites are here. As long as they cannot be had, nobody can say that there is no such invite, and the
 -- failure comes without a text: it has been reported.
 local function ask(token, method, ...)
-	local result, condition, text = handle[method](handle, ...);
-	if result or condition ~= "token-invalid" or is_imported then return result, condition, text; end
+	local result, condition, text, more = handle[method](handle, ...);
+	if result or condition ~= "token-invalid" or is_imported then return result, condition, text, more; end
 	if import_bundled() then return handle[method](handle, ...); end
 	if handle:look(token) then return result, condition, text; end -- it is known, and has ended
 	return nil, "internal-server-error";
@@ -845,6 +846,13 @@ local function validate(token, username)
 	return setmetatable(invite, valid_invite_mt);
 end
 
+-- The token in a text that a stranger entered; or nil, a condition, a text and the host that a link in it is for.
+local function find_pasted(text)
+	local token, condition, why_not, host = ask(text, "pasted", text);
+	if condition == "internal-server-error" then failed(condition, why_not); end
+	return token, condition, why_not, host;
+end
+
 -- The validated invite of a token, or nil and why not. Its method :use() is to be called once it was actually used.
 -- With a username: for becoming a contact of this user. Without: for registering an account; the inviter, whose
 -- contact the new account becomes, is then in the field of that name.
@@ -867,7 +875,7 @@ function use(token)
 end
 
 if module.host ~= "*" and not problem then
-	redemption.hook(native, handle, validate, report, metrics.refused);
+	redemption.hook(native, handle, validate, form, report, metrics.refused);
 	metrics.hook(handle);
 end
 
@@ -942,6 +950,20 @@ protected.hook("invite-created", function (invite)
 		invite.landing_page = render_url(page_template, { host = module.host, invite = invite });
 	end
 end, -1);
+
+-- How the links of landing pages begin, or nil if there are none.
+local function page_start()
+	local start = page_template and page_template:match("^(.-){invite") or page_template;
+	if start then return (render_url(start, { host = module.host }):gsub("[/?#&=]+$", "")); end
+	local page = compat.lib("core.modulemanager").get_module(module.host, "invites_page");
+	local url = page and page.module.http_url and page.module:http_url();
+	-- That is what mod_http says where no HTTP port is open.
+	return url and not url:find("//disabled.invalid", 1, true) and url or nil;
+end
+
+if module.host ~= "*" and not problem and not is_prosodyctl then
+	form.hook(module:get_option_boolean("invite_registration_field", true), find_pasted, page_start);
+end
 
 --- the Prosody shell
 

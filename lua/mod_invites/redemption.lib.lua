@@ -15,9 +15,6 @@ local st = compat.lib("util.stanza");
 
 local xmlns_preauth = "urn:xmpp:pars:0";
 
--- Bad tokens that a stream may present. Tokens are not guessed; this keeps the noise down.
-local MAX_BAD_TOKENS = 10;
-
 -- Seconds between two looks at attempts that wait for something, and looks between two renewals of their leases.
 local REVIEW_INTERVAL, REVIEWS_PER_RENEWAL = 0.1, 200;
 
@@ -25,19 +22,31 @@ local REVIEW_INTERVAL, REVIEWS_PER_RENEWAL = 0.1, 200;
 -- of those that wait is tried for all.
 local FIRST_RETRY, LAST_RETRY = 10, 40;
 
--- What somebody who registers is told: type and condition of the error, and a sentence.
+-- What somebody who registers is told: type and condition of the error, and a sentence; in some a name stands for "%s".
 local REFUSALS = {
 	["token-invalid"] = { "cancel", "forbidden", "This invitation has been used already, or was revoked" };
 	["token-used"] = { "cancel", "forbidden", "This invitation has been used already" };
 	["token-busy"] = { "wait", "resource-constraint", "This invitation is being used right now, please try again" };
 	["claims-stale"] = { "wait", "resource-constraint", "This invitation is being used right now, please try again" };
-	["name-mismatch"] = { "modify", "not-acceptable", "This invitation is for another username" };
+	["name-mismatch"] = { "modify", "not-acceptable", "This invitation is for the username %s" };
 	["name-reserved"] = { "cancel", "conflict", "This username is reserved" };
 	["name-busy"] = { "wait", "resource-constraint", "This username is being registered right now" };
 	["conflict"] = { "cancel", "conflict", "The requested username already exists." };
 	["account-unknown"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
 	["account-missing"] = { "cancel", "item-not-found", "There is no account whose password could be reset" };
 	["internal-server-error"] = { "wait", "internal-server-error", "The invitation cannot be checked at the moment" };
+	-- Of what was entered into the registration form.
+	["no-token"] = { "modify", "not-acceptable", "There is no invitation link or code in the field for it" };
+	["other-host"] = { "modify", "not-acceptable", "This invitation is for %s, and this server is "..module.host };
+	["link-unknown"] = { "modify", "not-acceptable", "This server does not know this invitation. Is the link, which leads "
+		.."to %s, for another server?" };
+	["code-unknown"] = { "modify", "not-acceptable", "This server does not know this invitation. Is it complete?" };
+	["contact-only"] = { "cancel", "forbidden", "With this invitation you can become a contact, but not register" };
+	["used"] = { "cancel", "forbidden", "This invitation has been used already" };
+	["expired"] = { "cancel", "forbidden", "This invitation has expired" };
+	["revoked"] = { "cancel", "forbidden", "This invitation was revoked" };
+	["paused"] = { "wait", "forbidden", "This invitation is paused, please ask whoever sent it" };
+	["pending"] = { "wait", "forbidden", "This invitation cannot be used at the moment" };
 };
 
 -- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }, and how
@@ -85,7 +94,7 @@ local function under_way(library)
 	return of_host;
 end
 
-function redemption.hook(library, handle, validate, report, count_refusal)
+function redemption.hook(library, handle, validate, form, report, count_refusal)
 	local kept = under_way(library);
 	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
 	-- Accounts that were deleted while the storage failed, and when.
@@ -343,12 +352,14 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		return about, condition;
 	end
 
-	local function refuse(event, condition)
-		local refusal = REFUSALS[condition];
+	-- `words` is what it is told by, if not the condition; `name` is for the place of a name in them.
+	local function refuse(event, condition, words, name)
+		local refusal = REFUSALS[words or condition];
+		local text = refusal[3]:gsub("%%s", function () return tostring(name); end);
 		count_refusal(condition);
 		event.allowed = false;
-		event.error_type, event.error_condition, event.reason = refusal[1], refusal[2], refusal[3];
-		event.error = { type = refusal[1], condition = refusal[2], text = refusal[3] };
+		event.error_type, event.error_condition, event.reason = refusal[1], refusal[2], text;
+		event.error = { type = refusal[1], condition = refusal[2], text = text };
 	end
 
 	local function guard_registration(event, invite)
@@ -377,7 +388,29 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 		if against then return refuse(event, against); end
 		local holder = event.session or invite;
 		local attempt, why = claim(invite.token, "account", username, about.depends_on, nil, invite, holder);
-		if not attempt then refuse(event, why); end
+		if not attempt then refuse(event, why, why, invite.username); end
+	end
+
+	-- Counts an unknown token of a stranger, and ends the stream of who presents one after the other. Whether it did.
+	local function is_guesser(session)
+		if not library.count_bad_token(tostring(session.ip)) then return false; end
+		session:close({ condition = "policy-violation", text = "Too many unknown invitations" });
+		return true;
+	end
+
+	-- The invite that somebody has entered into the registration form, or nil after it was refused.
+	local function entered_invite(event, text)
+		local token, condition, _, host = form.find_invite(text);
+		if not token then
+			if condition ~= "token-invalid" then return refuse(event, condition, condition, host); end
+			is_guesser(event.session);
+			return refuse(event, condition, host and "link-unknown" or "code-unknown", host);
+		end
+		local invite;
+		invite, condition = validate(token);
+		if invite then return invite; end
+		local about = condition ~= "internal-server-error" and condition ~= "account-unknown" and handle:look(token);
+		refuse(event, condition, about and (about.purpose == "contact" and "contact-only" or about.state) or condition);
 	end
 
 	-- Whether redeeming an invite would succeed now: true, or nil, a condition and a sentence. Changes nothing.
@@ -402,6 +435,11 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	-- Around the handlers, not among them: a handler that returns something keeps the ones after it from running.
 	protected.wrap("user-registering", "so the registration is refused", function (handlers, event_name, event)
+		local text = type(event) == "table" and form.entered(event.session);
+		if text then
+			event.validated_invite = entered_invite(event, text);
+			if not event.validated_invite then return; end
+		end
 		-- Looked at before the handlers: a client that hangs up while one of them waits leaves an empty session behind.
 		local invite = type(event) == "table" and validated_invite_of(event);
 		local ret, has_failed = handlers(event_name, event);
@@ -574,20 +612,21 @@ function redemption.hook(library, handle, validate, report, count_refusal)
 
 	protected.hook("stanza/iq/"..xmlns_preauth..":preauth", function (event)
 		local session, stanza = event.origin, event.stanza;
-		local invite, condition, is_unknown = validate(stanza.tags[1].attr.token);
+		local token = stanza.tags[1].attr.token;
+		local invite, condition, is_unknown = validate(token);
 		validated_invite = invite;
 		if invite then
 			return; -- mod_invites_register takes it from here
 		elseif condition == "account-unknown" or condition == "internal-server-error" and not is_unknown then
 			return answer_failure(event, condition);
 		end
-		session.bad_invite_tokens = (session.bad_invite_tokens or 0) + 1;
-		if session.bad_invite_tokens >= MAX_BAD_TOKENS then
+		if is_unknown then return answer_failure(event, condition); end
+		-- A token that was made is not guessed, whatever became of it.
+		local _, why_not = handle:look(token);
+		if (why_not == "token-invalid" or why_not == "no-token") and is_guesser(session) then
 			count_refusal(condition);
-			session:close({ condition = "policy-violation", text = "Too many invalid invitations" });
 			return true;
 		end
-		if is_unknown then return answer_failure(event, condition); end
 	end, 10, answer_failure);
 
 	contacts.hook(validate, function (invite, contact, username)

@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 DEADLINE = 10.0
 
+#: The field of the registration form that takes an invitation.
+INVITATION = "{urn:uuid:95bd5649-f5f5-443b-bb4e-0f2ba6270f84}invitation"
+
 _CLIENT = "{jabber:client}"
 _STANZAS = "{urn:ietf:params:xml:ns:xmpp-stanzas}"
 _SASL = "{urn:ietf:params:xml:ns:xmpp-sasl}"
@@ -68,6 +71,23 @@ class Command:
     form_type: str | None
     notes: tuple[str, ...]
     xml: ET.Element
+
+
+@dataclass(frozen=True)
+class Field:
+    type: str
+    label: str | None
+    required: bool
+    values: list[str]
+
+
+@dataclass(frozen=True)
+class RegistrationForm:
+    """`elements` are the texts of what programs without data forms read; `instructions` and `fields` those of the data form."""
+
+    elements: dict[str, str | None]
+    instructions: str
+    fields: dict[str, Field]
 
 
 class _Client(ClientXMPP):
@@ -163,6 +183,33 @@ class Stream:
         query = ET.Element(f"{_REGISTER}query")
         for name, value in {"username": username, "password": password, **fields}.items():
             ET.SubElement(query, _REGISTER + name).text = value
+        await self.iq("set", query)
+
+    async def registration_form(self) -> RegistrationForm:
+        """What a program shows to somebody who wants to register (XEP-0077)."""
+        query = (await self.iq("get", ET.Element(f"{_REGISTER}query"))).find(f"{_REGISTER}query")
+        assert query is not None
+        form = query.find(f"{_DATA}x")
+        return RegistrationForm(
+            elements={child.tag.removeprefix(_REGISTER): child.text for child in query if child.tag != f"{_DATA}x"},
+            instructions="" if form is None else form.findtext(f"{_DATA}instructions", ""),
+            fields={} if form is None else {
+                field.get("var", ""): Field(
+                    field.get("type", ""), field.get("label"), field.find(f"{_DATA}required") is not None,
+                    [value.text or "" for value in field.iterfind(f"{_DATA}value")],
+                )
+                for field in form.iterfind(f"{_DATA}field")
+            },
+        )
+
+    async def submit(self, username: str, password: str, **fields: str) -> None:
+        """Register with a data form (XEP-0004). `invitation` is what is entered into the field for it."""
+        query = ET.Element(f"{_REGISTER}query")
+        form = ET.SubElement(query, f"{_DATA}x", {"type": "submit"})
+        values = {"FORM_TYPE": "jabber:iq:register", "username": username, "password": password, **fields}
+        for name, value in values.items():
+            field = ET.SubElement(form, f"{_DATA}field", {"var": INVITATION if name == "invitation" else name})
+            ET.SubElement(field, f"{_DATA}value").text = value
         await self.iq("set", query)
 
     async def authenticate(self, username: str, password: str) -> None:

@@ -201,7 +201,7 @@ async def test_a_bound_invite_makes_its_account_and_no_other(make: Make) -> None
     token = create(server, 'create_account("Juliet")')
     async with await open_stream(server) as stream:
         await stream.preauth(token)
-        refused = ("modify", "not-acceptable", "This invitation is for another username")
+        refused = ("modify", "not-acceptable", "This invitation is for the username juliet")
         assert await refusal(stream.register("romeo", "secret")) == refused
         await stream.register("JULIET", "secret")
     assert accounts(server) == {"juliet"}

@@ -15,7 +15,8 @@
 //! | `check()` | list of `{ level, text }`: what there is to say of the storage |
 //! | `get(token, username)` | validated invite table, a list of the usernames of the accounts that it depends on, if any, and whether it resets a password; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
-//! | `look(token)` | `{ depends_on, is_reset, purpose, bound }` of an invite in whatever state: what it is redeemed for, and the username it is bound to |
+//! | `look(token)` | `{ depends_on, is_reset, purpose, bound, state }` of an invite in whatever state: what it is redeemed for, the username it is bound to, and where it stands |
+//! | `pasted(text)` | the token of an invite of this host in a text that a stranger entered, whatever became of it; or `nil, condition, text, host`: `"token-invalid"` if none is known (`host` is where the web link in the text leads, if there is one), `"other-host"` if it is a link to an invite of that host, `"no-token"` |
 //! | `confirm(token, states)` | `true`; `states` are those of the accounts that it depends on, by username |
 //! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim, or `false` for a contact who is let in without another use; `depends_on` are states as above, `replaced` a nonce, other fields are ignored |
 //! | `own_claim { token, purpose, invitee }` | nonce of the claim that this process has made for such an attempt, or `nil` |
@@ -54,6 +55,7 @@ use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, tr
 use crate::clock::{self, Timestamp};
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type, local_user};
+use crate::pasted::{self, Pasted};
 use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Purpose};
 use crate::service::{Attempt, Invites, Request};
@@ -400,9 +402,28 @@ impl Handle {
 				table.raw_set("purpose", purpose.as_str())?;
 				let bound = invite.username.as_deref().filter(|_| invite.invite_type == Type::Register);
 				set_some(&table, "bound", bound)?;
+				table.raw_set("state", invite.state(clock::now()).as_str())?;
 				Ok(Ok(table))
 			}
 			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn pasted(&self, text: &str) -> Result<String, InviteError> {
+		let host = self.invites.host();
+		match pasted::read(text, host) {
+			Pasted::Nothing => Err(InviteError::NoToken),
+			Pasted::OtherHost(other) => Err(InviteError::OtherHost(other)),
+			Pasted::Tokens(tokens, link_host) => {
+				for token in tokens {
+					match self.invites.find(&Digest::of(token.as_bytes())) {
+						Ok(_) => return Ok(token),
+						Err(InviteError::TokenInvalid) => (),
+						Err(error) => return Err(error),
+					}
+				}
+				Err(InviteError::TokenUnknown(link_host))
+			}
 		}
 	}
 
@@ -733,6 +754,9 @@ impl UserData for Handle {
 			outcome(this.info(lua, &kinds, &token))
 		});
 		methods.add_method("look", |lua, this, token: Value| outcome(this.look(lua, &token)));
+		methods.add_method("pasted", |_, this, text: LuaString| {
+			Ok(Outcome(this.pasted(&text.to_string_lossy()).map_err(Failure::from)))
+		});
 		methods.add_method("confirm", |_, this, (token, states): (Value, HashMap<String, String>)| {
 			Ok(Outcome(this.confirm(&token, states)))
 		});

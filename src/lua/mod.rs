@@ -11,6 +11,7 @@
 //! | `close()` | closes what is open, before a fork and at the end; it is opened again where it is needed |
 //! | `parse_duration(text)` | seconds, or `nil, "misuse", text` |
 //! | `create_file(path)`, `read_backup(path, from)`, … | see [`transfer`] |
+//! | `count_bad_token(address)` | counts an unknown token that a stranger presented, and says whether it is one too many, see [`crate::bad_tokens`] |
 //! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
 //!
 //! Every function returns `nil, condition, text` when it fails. The condition is one of
@@ -31,6 +32,7 @@ mod table;
 mod transfer;
 mod value;
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -39,6 +41,8 @@ use std::time::Duration;
 
 use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as LuaResult, Table, Value};
 
+use crate::bad_tokens::BadTokens;
+use crate::clock;
 use crate::error::InviteError;
 use crate::service::{AtRest, Invites};
 use crate::store::InviteStore;
@@ -71,8 +75,8 @@ impl From<InviteError> for Failure {
 }
 
 /// Returned to Lua as the value, or as `nil, condition, text`, followed by the claims to be settled if the condition is
-/// `"claims-stale"`, by the limit that was reached if it is `"policy-violation"`, and by the summary of the invite if it was
-/// revoked just now.
+/// `"claims-stale"`, by the limit that was reached if it is `"policy-violation"`, by the other host that a link names, and by
+/// the summary of the invite if it was revoked just now.
 struct Outcome<T>(Result<T, Failure>);
 
 impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
@@ -85,6 +89,8 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 					InviteError::AccountGone(Some(invite)) => {
 						Value::Table(table::summary(lua, invite, &Null::new(None))?)
 					}
+					InviteError::TokenUnknown(host) => host.as_deref().into_lua(lua)?,
+					InviteError::OtherHost(host) => host.as_str().into_lua(lua)?,
 					InviteError::LimitReached(reached) => reached.limit().into_lua(lua)?,
 					_ => Value::Nil,
 				};
@@ -214,6 +220,13 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 		lua.create_function(|_, ()| {
 			std::thread::sleep(TURN);
 			Ok(())
+		})?,
+	)?;
+	let bad_tokens = RefCell::new(BadTokens::default());
+	library.set(
+		"count_bad_token",
+		lua.create_function(move |_, address: String| {
+			Ok(bad_tokens.borrow_mut().count(&address, clock::monotonic()))
 		})?,
 	)?;
 	library.set("qr", lua.create_function(|_, link: String| Ok(crate::render::qr(&link)))?)?;
