@@ -29,6 +29,7 @@ build = {
 			["mod_invites.bundled"] = "lua/mod_invites/bundled.lib.lua",
 			["mod_invites.check"] = "lua/mod_invites/check.lib.lua",
 			["mod_invites.contacts"] = "lua/mod_invites/contacts.lib.lua",
+			["mod_invites.form"] = "lua/mod_invites/form.lib.lua",
 			["mod_invites.forward"] = "lua/mod_invites/forward.lib.lua",
 			["mod_invites.guard"] = "lua/mod_invites/guard.lib.lua",
 			["mod_invites.limits"] = "lua/mod_invites/limits.lib.lua",

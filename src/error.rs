@@ -103,7 +103,9 @@ impl InviteError {
 	pub const fn condition(&self) -> &'static str {
 		match self {
 			Self::NoToken => "no-token",
-			Self::TokenInvalid | Self::TokenUnknown(_) | Self::AccountGone(_) | Self::OwnerDisabled(_) => "token-invalid",
+			Self::TokenInvalid | Self::TokenUnknown(_) | Self::AccountGone(_) | Self::OwnerDisabled(_) => {
+				"token-invalid"
+			}
 			Self::OtherHost(_) => "other-host",
 			Self::AccountNotFound(_) => "account-unknown",
 			Self::IdAmbiguous => "id-ambiguous",

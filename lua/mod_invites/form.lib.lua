@@ -12,7 +12,7 @@ local st = compat.lib("util.stanza");
 
 local form = {};
 
--- XEP-0068 §3.3: a field that the manager of the FORM_TYPE has not defined stands in a namespace of its own.
+-- XEP-0068: a field that the manager of the FORM_TYPE has not defined stands in a namespace of its own.
 local FIELD = "{urn:uuid:95bd5649-f5f5-443b-bb4e-0f2ba6270f84}invitation";
 
 -- By session, while its registration is handled: what was entered into the field.
@@ -77,30 +77,34 @@ local function fill_in(query, username, is_reset)
 	for _, parent in ipairs({ query, x }) do
 		instruct(parent, sentence:format(username));
 	end
-	for tag in (x or query):childtags("field") do
+	for tag in (x or st.stanza("x")):childtags("field") do
 		if tag.attr.var == "username" and not tag:get_child("value") then
-			tag:add_direct_child(st.stanza("value", { xmlns = x.attr.xmlns }):text(username));
+			tag:add_direct_child(st.stanza("value"):text(username));
 		end
 	end
 	local element = query:get_child("username");
 	if element and (element:get_text() or "") == "" then element:text(username); end
 end
 
--- `has_field`: whether strangers are asked for an invitation. `find_invite(text)` is the token in what they enter, or nil
--- and why not; `page_start()` how links of landing pages begin.
+-- `has_field`: whether strangers are asked for an invitation. `find_invite(text)` is the token in what they enter, or
+-- nil and why not; `page_start()` how links of landing pages begin.
 function form.hook(has_field, find_invite, page_start)
 	form.find_invite = find_invite;
 
+	-- Without mod_invites_register nobody would give what an invite promises.
+	local function is_by_invite()
+		return modulemanager.is_loaded(module.host, "invites_register");
+	end
+
 	-- What a stranger sees in the place of the form that mod_register_ibr sends.
 	local function completed(session, reply)
-		local query = reply.attr.type == "result" and reply:get_child("query", "jabber:iq:register");
-		-- Without it nobody would give what the invite promises.
-		if not query or not modulemanager.is_loaded(module.host, "invites_register") then return reply; end
 		-- The form in it is the same for all.
 		reply = st.clone(reply);
-		query = reply:get_child("query", "jabber:iq:register");
+		local query = reply:get_child("query", "jabber:iq:register");
 		local invite = session.validated_invite;
-		if not invite then
+		if not query then
+			return reply;
+		elseif not invite then
 			if has_field then ask_for_invite(query, page_start()); end
 		elseif invite.type == "register" and invite.username then
 			local data = invite.additional_data;
@@ -111,26 +115,27 @@ function form.hook(has_field, find_invite, page_start)
 
 	local function around(handlers, event_name, event)
 		local session, stanza = event.origin, event.stanza;
-		if session.type ~= "c2s_unauthed" then return (handlers(event_name, event)); end
-		if stanza.attr.type == "set" then
-			entered[session] = has_field and take(stanza.tags[1]) or nil;
-			local ret = handlers(event_name, event);
-			entered[session] = nil;
-			return ret;
+		if session.type ~= "c2s_unauthed" or not is_by_invite() then return (handlers(event_name, event)); end
+		local is_submitted, is_answered = stanza.attr.type == "set", false;
+		entered[session] = is_submitted and has_field and take(stanza.tags[1]) or nil;
+		local function pass_on(reply)
+			if type(reply) ~= "table" or reply.attr.id ~= stanza.attr.id or reply.name ~= "iq" then return reply; end
+			is_answered = true;
+			return is_submitted and reply or completed(session, reply);
 		end
-		local complete = protected.guard("A registration form was sent as it was", function (reply)
-			if type(reply) == "table" and reply.name == "iq" and reply.attr.id == stanza.attr.id then
-				return completed(session, reply);
-			end
-			return reply;
-		end, function (reply) return reply; end);
-		filters.add_filter(session, "stanzas/out", complete, 1000);
-		local ret = handlers(event_name, event);
-		filters.remove_filter(session, "stanzas/out", complete);
+		local watch = protected.guard("A registration form was sent as it was", pass_on, function (reply) return reply; end);
+		filters.add_filter(session, "stanzas/out", watch, 1000);
+		local ret, has_failed = handlers(event_name, event);
+		filters.remove_filter(session, "stanzas/out", watch);
+		entered[session] = nil;
+		if has_failed and ret == nil and not is_answered then
+			session.send(st.error_reply(stanza, "wait", "internal-server-error"));
+			return true;
+		end
 		return ret;
 	end
 
-	protected.wrap("stanza/iq/jabber:iq:register:query", "so another one answers, or nobody does", around);
+	protected.wrap("stanza/iq/jabber:iq:register:query", "so an error is sent, unless it was answered", around);
 end
 
 return form;

@@ -385,7 +385,12 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		if redeemed[invite] then return refuse(event, "token-used"); end
 		local against = account_refusal(about, account);
 		-- The caller looks for the account too, before or after: what it finds may be another one.
-		if against then return refuse(event, against); end
+		if against then
+			local _, why_not = handle:why({ token = invite.token, purpose = "account", invitee = username });
+			-- That helps more: the holder may know the name.
+			if why_not == "name-mismatch" then against = why_not; end
+			return refuse(event, against, against, invite.username);
+		end
 		local holder = event.session or invite;
 		local attempt, why = claim(invite.token, "account", username, about.depends_on, nil, invite, holder);
 		if not attempt then refuse(event, why, why, invite.username); end
@@ -437,8 +442,11 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 	protected.wrap("user-registering", "so the registration is refused", function (handlers, event_name, event)
 		local text = type(event) == "table" and form.entered(event.session);
 		if text then
-			event.validated_invite = entered_invite(event, text);
-			if not event.validated_invite then return; end
+			local invite = entered_invite(event, text);
+			if not invite then return; end
+			-- What the stream has presented before does not count any more.
+			clear_validated_invite(event);
+			event.validated_invite = invite;
 		end
 		-- Looked at before the handlers: a client that hangs up while one of them waits leaves an empty session behind.
 		local invite = type(event) == "table" and validated_invite_of(event);

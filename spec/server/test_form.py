@@ -248,3 +248,202 @@ async def test_every_link_to_every_invite_is_answered_as_it_deserves(make: Make)
     log = server.log()
     assert "raceback" not in log
     assert "\terror\t" not in "\n".join(re.findall(r"^.*:invites\t.*$", log, re.MULTILINE))
+
+
+async def test_a_name_is_kept_and_bound_as_after_a_preauth(make: Make) -> None:
+    server = make()
+    server.add_user("nurse", "old")
+    bound, other, reset = create(server, 'create_account("juliet")')[0], create(server)[0], create(
+        server, 'create_account_reset("nurse")'
+    )[0]
+    for token, username, expected in (
+        (bound, "romeo", ("modify", "not-acceptable", "This invitation is for the username juliet")),
+        (other, "juliet", ("cancel", "conflict", "This username is reserved")),
+        (other, "nurse", ("cancel", "conflict", "The requested username already exists.")),
+        (reset, "romeo", ("modify", "not-acceptable", "This invitation is for the username nurse")),
+    ):
+        async with await open_stream(server) as stream:
+            # What failed gave back what it held, for the same stream and for others.
+            for _ in range(2):
+                assert await refusal(stream.submit(username, "new", invitation=token)) == seen(server, expected)
+            with pytest.raises(Refused, match="invitation only"):
+                await stream.submit(username, "new")
+    async with await open_stream(server) as stream:
+        await stream.submit("JULIET", "new", invitation=bound)
+        await stream.submit("romeo", "new", invitation=other)
+    assert accounts(server) == {"nurse", "juliet", "romeo"}
+
+
+async def test_what_the_field_lets_in_gets_what_the_invite_promises(make: Make) -> None:
+    server = make()
+    server.add_user("nurse", "secret")
+    token, _ = create(server, 'create_contact("nurse", true)')
+    async with await open_stream(server) as stream:
+        await stream.submit("juliet", "secret", invitation=token)
+    async with await login(server, "juliet", "secret") as juliet:
+        assert (await juliet.roster())["nurse@example.com"].subscription == "both"
+
+
+async def test_one_field_is_good_for_one_registration(make: Make) -> None:
+    """The next one on the stream needs an invitation of its own."""
+    server = make()
+    tokens = [create(server)[0] for _ in range(3)]
+    async with await open_stream(server) as stream:
+        await stream.submit("juliet", "secret", invitation=tokens[0])
+        with pytest.raises(Refused, match="invitation only"):
+            await stream.submit("romeo", "secret")
+        # What is entered counts, not what was presented before.
+        await stream.preauth(tokens[1])
+        await stream.submit("romeo", "secret", invitation=tokens[2])
+        with pytest.raises(Refused, match="invitation only"):
+            await stream.submit("paris", "secret")
+    used = "return { get(args[1]) == nil, get(args[2]) == nil, get(args[3]) == nil };"
+    assert server.eval(
+        'local get = module:depends("invites").get;' + used.replace("args[", "args.tokens["), tokens=tokens
+    ) == [True, False, True]
+
+
+async def test_nobody_else_sees_or_keeps_what_is_entered(make: Make) -> None:
+    server = make(config='additional_registration_fields = { "email" };', log_level="debug")
+    server.eval(
+        """
+        local seen = module:shared("seen");
+        local function see(event)
+            local text = {};
+            for k, v in pairs(event.additional or {}) do table.insert(text, tostring(k).."="..tostring(v)); end
+            table.insert(seen, table.concat(text, ","));
+        end
+        module:hook("user-registering", see);
+        module:hook("user-registered", see);
+        module:hook("stanza/iq/jabber:iq:register:query", function (event)
+            table.insert(seen, tostring(event.stanza));
+        end, 1000);
+        """
+    )
+    token, uri = create(server)
+    async with await open_stream(server) as stream:
+        for text in ("A" * 24, uri.replace(HERE, THERE), uri):
+            await refusal(stream.submit("juliet", "secret", invitation=text, email="juliet@mail.example"))
+    seen_by_others = server.eval('return module:shared("seen");')
+    assert any("email=juliet@mail.example" in text for text in seen_by_others)
+    details = (server.data_path / "example%2ecom" / "account_details" / "juliet.dat").read_text()
+    assert "juliet@mail.example" in details
+    for text in (*seen_by_others, details, server.log()):
+        assert token not in text and "A" * 24 not in text and INVITATION not in text
+
+
+async def test_a_storage_that_fails_is_not_the_strangers_mistake(make: Make) -> None:
+    server = make()
+    token, uri = create(server)
+    database = server.data_path / "invites.sqlite3"
+    server.stop()
+    intact = database.read_bytes()
+    database.write_bytes(b"no database at all".ljust(4096, b"."))
+    server.start()
+    async with await open_stream(server) as stream:
+        for _ in range(25):
+            assert await refusal(stream.submit("juliet", "secret", invitation=uri)) == seen(
+                server, ("wait", "internal-server-error", "The invitation cannot be checked at the moment")
+            )
+    server.stop()
+    database.write_bytes(intact)
+    server.start()
+    async with await open_stream(server) as stream:
+        await stream.submit("juliet", "secret", invitation=uri)
+
+
+# Guessing
+
+
+class Closed(Exception):
+    """The server has ended the stream."""
+
+
+async def guess(stream: Stream, how: str, token: str) -> None:
+    try:
+        if how == "preauth":
+            await stream.preauth(token)
+        else:
+            await stream.submit("mallory", "secret", invitation=token)
+    except Refused:
+        return
+    except ConnectionError:
+        raise Closed from None
+
+
+async def test_after_twenty_unknown_tokens_in_a_minute_each_more_ends_its_stream(make: Make) -> None:
+    server = make(log_level="debug")
+    good, used, expired = (create(server)[0] for _ in range(3))
+    server.eval('assert(module:depends("invites").use(args.token));', token=used)
+    with closing(sqlite3.connect(server.data_path / "invites.sqlite3", isolation_level=None)) as database:
+        assert database.execute("UPDATE invite SET expires = 1 WHERE token = ?", [expired]).rowcount == 1
+    async with await open_stream(server) as stream:
+        # Whatever was made is known, and nobody guesses it.
+        for token in (used, expired) * 15:
+            for how in ("preauth", "field"):
+                await guess(stream, how, token)
+        # Nor do other modules guess.
+        server.eval('for i = 1, 30 do module:depends("invites").get("unknown-token-"..i); end')
+        for number in range(10):
+            await guess(stream, "preauth", f"unknown-{number}")
+            await guess(stream, "field", f"unknown-{number}-too")
+    for how in ("preauth", "field", "preauth"):
+        async with await open_stream(server) as stream:
+            for token in (used, expired):
+                await guess(stream, how, token)
+            with pytest.raises(Closed):
+                await guess(stream, how, "unknown-and-one-too-many")
+            await stream.wait_closed()
+    log = server.log()
+    assert "Too many unknown invitations" in log and "unknown-" not in log
+    async with await open_stream(server) as stream:
+        await stream.submit("juliet", "secret", invitation=good)
+
+
+async def test_contacts_who_present_unknown_tokens_are_not_counted(make: Make) -> None:
+    server = make()
+    for name in ("juliet", "romeo"):
+        server.add_user(name, "secret")
+    async with await login(server, "romeo", "secret") as romeo:
+        for number in range(30):
+            romeo.send_presence("juliet@example.com", "subscribe", f"unknown-token-{number}")
+        await romeo.roster()
+    async with await open_stream(server) as stream:
+        for number in range(20):
+            await guess(stream, "preauth", f"unknown-{number}")
+        with pytest.raises(Closed):
+            await guess(stream, "preauth", "unknown-and-one-too-many")
+
+
+# When something is missing or fails
+
+
+async def test_without_the_module_that_keeps_what_an_invite_promises_nobody_is_asked(make: Make) -> None:
+    server = make(config="registration_invite_only = false;\nallow_registration = true;")
+    token, _ = create(server)
+    server.eval('assert(require "core.modulemanager".unload(module.host, "invites_register"));')
+    async with await open_stream(server) as stream:
+        assert INVITATION not in (await stream.registration_form()).fields
+        await stream.submit("juliet", "secret", invitation=token)
+    assert server.eval('return module:depends("invites").get(args.token) ~= nil;', token=token)
+
+
+async def test_a_registration_that_fails_in_the_middle_is_answered(make: Make) -> None:
+    server = make()
+    token, _ = create(server)
+    server.eval(
+        """
+        local usermanager = require "core.usermanager";
+        for _, name in ipairs({ "create_user", "create_user_with_role" }) do
+            local create = usermanager[name];
+            usermanager[name] = create and function () error("no more accounts"); end;
+        end
+        local ibr = require "core.modulemanager";
+        assert(ibr.reload(module.host, "register_ibr"));
+        """
+    )
+    async with await open_stream(server) as stream:
+        assert await refusal(stream.submit("juliet", "secret", invitation=token)) == (
+            "wait", "internal-server-error", ""
+        )
+    assert server.eval('return module:depends("invites").get(args.token) ~= nil;', token=token)

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from client import DEADLINE, Refused, Stream, login, open_stream
+from client import DEADLINE, INVITATION, Refused, Stream, login, open_stream
 from prosody import COMMUNITY_MODULES, Prosody
 
 Make = Callable[..., Prosody]
@@ -95,6 +95,23 @@ class InBand:
         return "registered"
 
 
+class ByField:
+    """With the invitation in the registration form."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def present(self, token: str) -> None:
+        self._link = f"https://example.com/invite?{token}"
+
+    async def register(self, username: str) -> str:
+        try:
+            await self._stream.submit(username, "secret password", invitation=self._link)
+        except Refused as refused:
+            return refused.condition
+        return "registered"
+
+
 class OnTheWeb:
     def __init__(self, server: Prosody) -> None:
         self._server = server
@@ -124,12 +141,30 @@ class OnTheWeb:
 
 
 @asynccontextmanager
-async def in_band(servers: Sequence[Prosody], count: int) -> AsyncIterator[list[Contestant]]:
+async def opened(servers: Sequence[Prosody], count: int) -> AsyncIterator[list[Stream]]:
     async with AsyncExitStack() as streams:
-        opened = await asyncio.gather(*(open_stream(servers[index % len(servers)]) for index in range(count)))
-        for stream in opened:
+        yield [
             await streams.enter_async_context(stream)
-        yield [InBand(stream) for stream in opened]
+            for stream in await asyncio.gather(*(open_stream(servers[index % len(servers)]) for index in range(count)))
+        ]
+
+
+@asynccontextmanager
+async def in_band(servers: Sequence[Prosody], count: int) -> AsyncIterator[list[Contestant]]:
+    async with opened(servers, count) as streams:
+        yield [InBand(stream) for stream in streams]
+
+
+@asynccontextmanager
+async def by_field(servers: Sequence[Prosody], count: int) -> AsyncIterator[list[Contestant]]:
+    async with opened(servers, count) as streams:
+        yield [ByField(stream) for stream in streams]
+
+
+@asynccontextmanager
+async def field_and_preauth(servers: Sequence[Prosody], count: int) -> AsyncIterator[list[Contestant]]:
+    async with in_band(servers, count // 2) as streams, by_field(servers, count // 2) as forms:
+        yield [contestant for pair in zip(streams, forms, strict=True) for contestant in pair]
 
 
 @asynccontextmanager
@@ -186,14 +221,14 @@ async def assert_each_round_has(uses: int, servers: Sequence[Prosody], contestan
     assert rows(servers[0], "SELECT * FROM claim") == []
 
 
-@pytest.mark.parametrize("contest", [in_band, on_the_web, mixed])
+@pytest.mark.parametrize("contest", [in_band, by_field, on_the_web, mixed])
 async def test_one_token_makes_one_account_however_many_want_it_at_once(make: Make, contest: Any) -> None:
     server = make(web=True)
     async with contest([server], CONTESTANTS) as contestants:
         await assert_each_round_has(1, [server], contestants)
 
 
-@pytest.mark.parametrize("contest", [in_band, on_the_web])
+@pytest.mark.parametrize("contest", [field_and_preauth, on_the_web])
 async def test_one_token_makes_one_account_while_a_handler_waits(make: Make, contest: Any) -> None:
     server = make(web=True, authentication="internal_plain")
     server.eval(SLOW_HANDLER)
@@ -201,7 +236,7 @@ async def test_one_token_makes_one_account_while_a_handler_waits(make: Make, con
         await assert_each_round_has(1, [server], contestants)
 
 
-@pytest.mark.parametrize("contest", [in_band, mixed])
+@pytest.mark.parametrize("contest", [field_and_preauth, mixed])
 async def test_one_token_makes_one_account_on_two_servers(
     make_two: Callable[[], tuple[Prosody, Prosody]], contest: Any
 ) -> None:
@@ -216,32 +251,42 @@ async def test_a_token_with_a_limit_makes_as_many_accounts(make: Make) -> None:
         await assert_each_round_has(5, [server], contestants)
 
 
+@pytest.mark.parametrize("way", ["preauth", "field"])
 @pytest.mark.parametrize("authentication", ["spec_slow", "internal_plain"])
-async def test_one_stream_gets_one_account_however_often_it_registers(make: Make, authentication: str) -> None:
+async def test_one_stream_gets_one_account_however_often_it_registers(
+    make: Make, authentication: str, way: str
+) -> None:
     """It sends all in one piece and does not wait for answers, which the client of the other tests would do.
 
     The piece is one read of the server's: Prosody forgets to go on reading after a stanza that waited.
     """
     server = make(authentication=authentication)
-    count = 25
+    count = {"preauth": 25, "field": 8}[way]  # a form is three times as long
     for number in range(ROUNDS):
-        attempts = "".join(
-            f"<iq type='set' id='{index}'><query xmlns='jabber:iq:register'><username>round{number}-{index}</username>"
-            "<password>secret</password></query></iq>"
-            for index in range(count)
+        token = server.eval(CREATE)
+        names = [f"round{number}-{index}" for index in range(count)]
+        if way == "field":
+            values = ("username", "{}"), ("password", "secret"), (INVITATION, token)
+            fields = "".join(f"<field var='{var}'><value>{value}</value></field>" for var, value in values)
+            query, preauth = f"<x xmlns='jabber:x:data' type='submit'>{fields}</x>", ""
+        else:
+            query = "<username>{}</username><password>secret</password>"
+            preauth = f"<iq type='set' id='token'><preauth xmlns='urn:xmpp:pars:0' token='{token}'/></iq>"
+        attempts = preauth + "".join(
+            f"<iq type='set' id='{name}'><query xmlns='jabber:iq:register'>{query.replace('{}', name)}</query></iq>"
+            for name in names
         )
         reader, writer = await asyncio.open_connection("127.0.0.1", server.c2s)
         with closing(writer):
             writer.write(
                 "<stream:stream to='example.com' version='1.0' xmlns='jabber:client'"
-                " xmlns:stream='http://etherx.jabber.org/streams'><iq type='set' id='token'>"
-                f"<preauth xmlns='urn:xmpp:pars:0' token='{server.eval(CREATE)}'/></iq>{attempts}".encode()
+                f" xmlns:stream='http://etherx.jabber.org/streams'>{attempts}".encode()
             )
             answers = ""
-            while answers.count("<iq ") < count + 1:
+            while answers.count("<iq ") < attempts.count("<iq "):
                 answers += (await asyncio.wait_for(reader.read(4096), DEADLINE)).decode()
         outcomes = Counter(re.findall(r"<iq [^>]*type=.(result|error)", answers))
-        assert outcomes == {"result": 2, "error": count - 1}, answers
+        assert outcomes == {"result": attempts.count("<iq ") - count + 1, "error": count - 1}, answers
     assert Counter(name.partition("-")[0] for name in accounts(server)) == {f"round{n}": 1 for n in range(ROUNDS)}
 
 

@@ -88,13 +88,17 @@ async def compete(server: Prosody, host: str, token: str, username: str, dice: r
     """Whether this client was told that it has an account."""
     try:
         async with await open_stream(server, host) as stream:
-            await stream.preauth(token)
+            if dice.random() < 0.5:
+                attempt = stream.submit(username, "secret", invitation=token)
+            else:
+                await stream.preauth(token)
+                attempt = stream.register(username, "secret")
+            registration = asyncio.create_task(attempt)
             if dice.random() < 0.2:
-                registration = asyncio.create_task(stream.register(username, "secret"))
                 await asyncio.sleep(dice.random() * 0.02)
                 registration.cancel()
                 return False  # hangs up, and does not know
-            await stream.register(username, "secret")
+            await registration
             return True
     except (Refused, ConnectionError):
         return False
