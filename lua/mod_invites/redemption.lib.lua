@@ -362,6 +362,17 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		event.error = { type = refusal[1], condition = refusal[2], text = text };
 	end
 
+	-- Refuses a registration under another username than that of the invite, whatever else speaks against it: who has the
+	-- invite may know the name, and nothing else helps. Whether it did.
+	local function refuse_other_name(event, invite)
+		local username = invite and invite.token and type(event.username) == "string" and nodeprep(event.username);
+		if not username then return false; end
+		local _, condition = handle:why({ token = invite.token, purpose = "account", invitee = username });
+		if condition ~= "name-mismatch" then return false; end
+		refuse(event, condition, condition, invite.username);
+		return true;
+	end
+
 	local function guard_registration(event, invite)
 		local username = type(event.username) == "string" and nodeprep(event.username);
 		if not username then return; end -- nobody can register that
@@ -385,12 +396,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		if redeemed[invite] then return refuse(event, "token-used"); end
 		local against = account_refusal(about, account);
 		-- The caller looks for the account too, before or after: what it finds may be another one.
-		if against then
-			local _, why_not = handle:why({ token = invite.token, purpose = "account", invitee = username });
-			-- That helps more: the holder may know the name.
-			if why_not == "name-mismatch" then against = why_not; end
-			return refuse(event, against, against, invite.username);
-		end
+		if against then return refuse_other_name(event, invite) or refuse(event, against); end
 		local holder = event.session or invite;
 		local attempt, why = claim(invite.token, "account", username, about.depends_on, nil, invite, holder);
 		if not attempt then refuse(event, why, why, invite.username); end
@@ -456,6 +462,8 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 			refuse(event, "internal-server-error");
 		elseif type(event) == "table" and event.allowed and event.username then
 			guard_registration(event, validated_invite_of(event) or invite);
+		elseif type(event) == "table" then
+			refuse_other_name(event, validated_invite_of(event) or invite);
 		end
 		return ret;
 	end, function (event)

@@ -132,7 +132,7 @@ async def test_the_form_takes_the_bound_username_alone(server: Seed) -> None:
     token = server.generate("--username", "juliet")
     form = {"password": PASSWORD, "token": token}
     refused = server.request(f"/register?t={token}", {**form, "user": "mallory"})
-    assert re.search("is for the username juliet|is not valid with this invitation", refused.body)
+    assert re.search("is for the username juliet", refused.body)
     done = server.request(f"/register?t={token}", {**form, "user": "Juliet"})
     assert "juliet@example.com" in done.body
     async with await login(server, "juliet", PASSWORD):
