@@ -36,33 +36,6 @@ ASKED_FOR: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
     ("--reset Romeo-The-Forgetful", "romeo-the-forgetful", {"allow_reset": "romeo-the-forgetful"}),
 )
 
-#: What cannot be meant, and what the one line about it must name.
-MISUSE = {
-    "": "command",
-    "frob": "frob",
-    "list": "HOST",
-    "generate": "HOST",
-    "generate --frob example.com": "--frob",
-    "generate example.com --frob": "--frob",
-    "generate example.com -x": "-x",
-    "generate example.com extra": "extra",
-    "generate example.com --role": "--role",
-    "generate example.com --group": "--group",
-    "generate example.com -g": "--group",
-    "generate example.com --username": "--username",
-    "generate example.com --reset": "--reset",
-    "generate example.com --admin=yes": "--admin",
-    "generate example.com --username a --username b": "--username",
-    "generate example.com --reset a --admin": "--admin",
-    "generate example.com --reset a --role b": "--role",
-    "generate example.com --reset a -g b": "--group",
-    "generate example.com --reset a --username a": "--username",
-    "generate example.com --username ju@liet": "ju@liet",
-    "generate example.com --reset ju/liet": "ju/liet",
-    "generate elsewhere.example": "elsewhere.example",
-    "generate *": "*",
-}
-
 
 @pytest.fixture
 def make(prosody: Make, native_lua: Path) -> Make:
@@ -208,46 +181,6 @@ def test_an_invite_for_ever_has_no_end_in_json(make: Make) -> None:
     server = make(start=False, config='invite_expiry = "never";')
     done = server.prosodyctl("mod_invites", "generate", "example.com", "--json")
     assert "expires" not in json.loads(done.stdout)
-
-
-def test_help_names_every_option_and_creates_nothing(make: Make) -> None:
-    server = make(start=False)
-    for args in ("generate --help", "generate example.com --help", "generate example.com -h --admin"):
-        done = server.prosodyctl("mod_invites", *args.split())
-        assert (done.returncode, done.stderr) == (0, ""), args
-        for option in ("--admin", "--role", "--group", "-g", "--reset", "--username", "--json", "--help"):
-            assert option in done.stdout, args
-    assert "generate" in server.prosodyctl("mod_invites", "--help").stdout
-    assert stored(server) == 0
-
-
-def test_what_cannot_be_meant_is_one_line_and_creates_nothing(make: Make) -> None:
-    server = make(start=False)
-    for args, named in MISUSE.items():
-        code, line = complaint(server, *args.split())
-        assert code == 2, args
-        assert named in line, args
-    assert stored(server) == 0
-    generate(server)
-    assert stored(server) == 1
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        ("generate", "example.com", "--username", ""),
-        ("generate", "example.com", "--reset", ""),
-        ("generate", "example.com", "--username", "ju\nliet"),
-        ("generate", "elsewhere\nexample"),
-        ("generate", "example.com", "--fr\nob"),
-    ],
-    ids=["empty-username", "empty-reset", "line-break-in-username", "line-break-in-host", "line-break-in-option"],
-)
-def test_an_odd_argument_is_one_line_too(make: Make, args: tuple[str, ...]) -> None:
-    server = make(start=False)
-    code, _ = complaint(server, *args)
-    assert code == 2
-    assert stored(server) == 0
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
