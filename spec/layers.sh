@@ -45,6 +45,48 @@ bare_calls() {
 	done
 }
 
+# Prints the lines that cite of docs/design/ what is not there: a page, or of a page a section ("§4.6": a heading, or an item of
+# a numbered list in a section), a rule of the redemption ("rule 5") or a defect of the contract ("D12"). In test_contract.py
+# every § and D is one of the contract's.
+lost_citations() {
+	{
+		grep -rnIE --exclude-dir=golden --exclude-dir=target --exclude=layers.sh \
+			'(architecture|contract|redemption)\.md|docs/design/|\b(redesign|faults|proofs|feasibility)\.md|[Cc]ontract (§|line)' \
+			src lua spec docs README.md CHANGELOG.md
+		grep -HnE '§|\bD[0-9]' spec/server/test_contract.py
+	} | awk '
+		function look(page, label) { if (!((page, label) in labels)) is_lost = 1 }
+		!is_cited && FNR == 1 { page = FILENAME; sub(/.*\//, "", page); labels[page, ""]; section = "" }
+		!is_cited && /^## [0-9]+\. / { section = $2 + 0; labels[page, "§" section] }
+		!is_cited && /^### [0-9]+\.[0-9]+ / { section = $2; labels[page, "§" section] }
+		!is_cited && /^[0-9]+\. / { labels[page, "§" section "." $1 + 0] }
+		!is_cited && /^[0-9]+\. / && page == "redemption.md" && section == 1 { labels[page, "rule " $1 + 0] }
+		!is_cited && /^\| D[0-9]+ \|/ { labels[page, $2] }
+		is_cited {
+			rest = $0
+			sub(/^[^:]*:[0-9]+:/, "", rest)
+			is_lost = rest ~ /(redesign|faults|proofs|feasibility)\.md|(^|[^/.a-z])[Cc]ontract (§|line)/
+			is_of_contract = $0 ~ /^spec\/server\/test_contract\.py:/
+			while (is_of_contract && match(rest, /(§[0-9]+(\.[0-9]+)?|D[0-9]+)/)) {
+				if (substr(rest, RSTART - 1, 1) !~ /[A-Za-z0-9%]/) look("contract.md", substr(rest, RSTART, RLENGTH))
+				rest = substr(rest, RSTART + RLENGTH)
+			}
+			while (match(rest, /(docs\/design\/[A-Za-z0-9_-]+|architecture|contract|redemption)\.md/)) {
+				page = substr(rest, RSTART, RLENGTH)
+				sub(/.*\//, "", page)
+				look(page, "")
+				rest = substr(rest, RSTART + RLENGTH)
+				while (match(rest, /^`?[)]?(,| and|, and)? (§[0-9]+(\.[0-9]+)?|rule [0-9]+|D[0-9]+)/)) {
+					label = substr(rest, RSTART, RLENGTH)
+					sub(/^`?[)]?(,| and|, and)? /, "", label)
+					look(page, label)
+					rest = substr(rest, RSTART + RLENGTH)
+				}
+			}
+			if (is_lost) print
+		}' docs/design/*.md is_cited=1 -
+}
+
 check() { # in the current directory
 	local passed=0 failed=0
 	rule "mlua under src/lua/ only" "$(breaches "$MLUA" 'src/lua/*' src)"
@@ -52,6 +94,7 @@ check() { # in the current directory
 	rule "the clock in src/clock.rs, the random source in src/token.rs" \
 		"$(breaches "$CLOCK" src/clock.rs src lua; breaches "$RANDOM_SOURCE" src/token.rs src lua)"
 	rule "what may raise an error is called through protected.lib.lua" "$(bare_calls)"
+	rule "what is cited of docs/design/ is there" "$(lost_citations)"
 	echo "layers: $passed passed, $failed failed"
 	((failed == 0))
 }
@@ -66,20 +109,17 @@ rule() { # RULE BREACHES
 }
 
 self_test() {
-	local file planted found=0
+	local file planted output breach breaches=()
 	copy=$(mktemp -d)
 	trap 'rm -rf "$copy"' EXIT
-	cp -R src lua "$copy"
+	cp -R src lua spec docs README.md CHANGELOG.md "$copy"
 	cd "$copy" || exit
 	while IFS='|' read -r file planted; do
+		# Each in a file of its own.
+		[[ $file != */planted.* ]] || file=${file%.*}-${#breaches[@]}.${file##*.}
 		mkdir -p "$(dirname "$file")"
 		echo "$planted" >"$file"
-		if [[ $(check) != *"$file:1:$planted"* ]]; then
-			echo "layers: not found when planted in $file: $planted"
-			exit 1
-		fi
-		((++found))
-		rm "$file"
+		breaches+=("$file:1:$planted")
 	done <<-'END'
 		src/planted.rs|use mlua::Lua;
 		src/planted.rs|connection.execute("DELETE FROM invite", [])
@@ -103,8 +143,22 @@ self_test() {
 		lua/planted.lua|local store = module:open_store("accounts");
 		lua/planted.lua|local ok, err = pcall(work);
 		lua/mod_invites/planted.lua|module:hook("user-registering", function (event)
+		src/planted.rs|//! As docs/design/contracts.md says.
+		src/planted.rs|//! As docs/design/contract.md §4.9 says.
+		lua/planted.lua|-- See docs/design/contract.md §1, §0.11.
+		docs/design/planted.md|As redemption.md rule 15 has it.
+		spec/planted.py|# Bundled 0.12.3 raises (docs/design/contract.md D2 and D30).
+		spec/planted.py|"""What programs rely on (contract §3.4)."""
+		spec/server/test_contract.py|# §9: a section that is not there
 	END
-	echo "layers: $found of $found planted breaches found"
+	output=$(check)
+	for breach in "${breaches[@]}"; do
+		if [[ $output != *"$breach"* ]]; then
+			echo "layers: not found when planted: $breach"
+			exit 1
+		fi
+	done
+	echo "layers: ${#breaches[@]} of ${#breaches[@]} planted breaches found"
 }
 
 cd "$(dirname "$0")/.." || exit

@@ -98,7 +98,7 @@ impl From<Refusal> for InviteError {
 }
 
 impl InviteError {
-	/// The condition name returned to Lua beside `nil` (contract §1).
+	/// The condition name returned to Lua beside `nil` (docs/design/contract.md §1).
 	#[must_use]
 	pub const fn condition(&self) -> &'static str {
 		match self {

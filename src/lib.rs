@@ -17,7 +17,8 @@
 //!      ▼
 //!  src/store         the trait InviteStore and what implements it: memory, sqlite, postgres; src/lua/prosody.rs besides
 //! ```
-//! Everything below `src/lua` builds and tests without Lua. Read [`lifecycle`], [`redemption`] and [`policy`] first for the rules,
+//! Everything below `src/lua` builds and tests without Lua. Why it is so is in docs/design/architecture.md. Read
+//! [`lifecycle`], [`redemption`] and [`policy`] first for the rules,
 //! then [`store::InviteStore`] for what has to be atomic, [`store::sqlite`] for how it is, and [`service`] for how an
 //! invite is made, found and redeemed; [`transfer`] takes invites from one store to another.
 

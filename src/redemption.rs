@@ -1,4 +1,4 @@
-//! Redeeming an invite exactly once: get → claim → redeem or release.
+//! Redeeming an invite exactly once: get → claim → redeem or release. The protocol is docs/design/redemption.md §1.
 //!
 //! Prosody validates a token, creates the account later in code that is not ours, and tells us afterwards, if
 //! at all. So an attempt to redeem first makes a **claim**: it is counted like a use, but can be released. A claim

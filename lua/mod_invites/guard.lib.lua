@@ -1,7 +1,7 @@
 -- Keeps registration closed where it is by invitation only and mod_invites_register, which sees to that, is not loaded:
 -- it is unloaded with this module, and mod_register_ibr alone lets everybody in. So the guard is added to the
 -- host's events, not through the module API: it stays when this module is unloaded, and ends with the host. It also
--- says whether anybody can register in-band.
+-- says whether anybody can register in-band. See docs/design/contract.md §4.6.
 
 local compat = module.compat;
 local protected = module.protected;

@@ -30,7 +30,7 @@ end
 
 -- require() alone does not find the library: Prosody adds neither the installer's tree nor plugin_paths to
 -- package.cpath. It may lie beside this file (a checkout), in the lib half of a LuaRocks tree, or where Lua looks by
--- itself.
+-- itself. See docs/design/contract.md §4.3.
 local function load_library()
 	local name = "prosody_invites";
 	if package.loaded[name] then return package.loaded[name]; end

@@ -1,4 +1,4 @@
--- Redeeming an invite exactly once: get, claim, redeem or release.
+-- Redeeming an invite exactly once: get, claim, redeem or release; see docs/design/redemption.md.
 --
 -- Prosody validates a token at preauth, creates the account later in code that is not ours, and tells us afterwards,
 -- if at all. So every attempt to register claims the invite first (user-registering), and redeems the claim when the

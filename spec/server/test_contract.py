@@ -1,8 +1,8 @@
 """The Lua API, promise by promise: one list of cases, run on the bundled `mod_invites` and on ours.
 
 Both must give what a case expects. Where ours is to be better, DIFFERENCES says what the bundled module gives instead
-and why that is a defect; an entry that no longer tells the two apart fails. `§` is the contract's section, `D` its
-defect.
+and why that is a defect; an entry that no longer tells the two apart fails. `§` is a section of docs/design/contract.md,
+`D` one of its defects; spec/layers.sh sees that they are there.
 """
 
 import re
@@ -98,7 +98,7 @@ local function link(invite)
 	return invite.uri:sub(1, from - 1).."TOKEN"..invite.uri:sub(to + 1);
 end
 
--- The columns of the contract's §1.2, where a reusable of nil counts as false.
+-- The columns of docs/design/contract.md §1.2, where a reusable of nil counts as false.
 local function columns(invite)
 	return {
 		username = invite.username; inviter = invite.inviter; type = invite.type; uri = link(invite);

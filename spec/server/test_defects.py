@@ -1,4 +1,4 @@
-"""The faults of the bundled mod_invites, each shown on it and absent from ours.
+"""The faults of the bundled mod_invites (docs/design/contract.md §6), each shown on it and absent from ours.
 
 Each test does one thing on both and knows what comes of it on either; `flawed` says which is running.
 """

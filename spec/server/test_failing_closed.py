@@ -117,7 +117,7 @@ def errors(server: Prosody) -> list[str]:
 
 
 async def assert_closed(server: Prosody) -> None:
-    """Nobody gets in, callers are told why in the contract's words, and who has an account goes on using it."""
+    """Nobody gets in, callers are told why (docs/design/contract.md §4.6), and who has an account goes on using it."""
     for call in (
         "create_account()", 'create_account_reset("romeo")', 'create_contact("romeo", true)', "create_group({})",
         'get("x")', 'get("x", "romeo")', 'use("x")', 'get_account_invite_info("x")', 'delete_account_invite("x")',

@@ -1,4 +1,4 @@
-"""`prosodyctl shell invite …`: what operators and programs rely on (contract §3.4), through the real admin socket."""
+"""`prosodyctl shell invite …`: what operators and programs rely on (docs/design/contract.md §3.4), through the real admin socket."""
 
 import hashlib
 import re

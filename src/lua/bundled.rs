@@ -1,4 +1,4 @@
-//! What the bundled module keeps in Prosody's store `invite_token` (contract §2), read and written here alone.
+//! What the bundled module keeps in Prosody's store `invite_token` (docs/design/contract.md §2), read and written here alone.
 //!
 //! | row | key | value |
 //! | --- | --- | --- |

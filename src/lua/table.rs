@@ -1,4 +1,4 @@
-//! An [`Invite`] as the plain table that callers get, and back (contract §1.1, §1.2).
+//! An [`Invite`] as the plain table that callers get, and back (docs/design/contract.md §1.1, §1.2).
 
 use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
