@@ -294,7 +294,8 @@ mod tests {
 	fn no_text_is_too_long_and_not_much_of_it_is_tried() {
 		let text = "invitation".repeat(10) + &" some-word-or-other".repeat(10_000);
 		assert!(matches!(read_here(&text), Pasted::Tokens(tokens, _) if tokens.len() <= MAX_TOKENS));
-		let text: String = (10_000_000..10_001_000).map(|word| format!("{word} ")).collect();
+		let words: Vec<String> = (10_000_000..10_001_000).map(|word| word.to_string()).collect();
+		let text = words.join(" ");
 		assert!(matches!(read_here(&text), Pasted::Tokens(tokens, _) if tokens.len() == MAX_TOKENS));
 		let text = format!("preauth={TOKEN} ").repeat(100);
 		assert_eq!(read_here(&text), Pasted::Tokens(vec![TOKEN.to_owned()], None));
