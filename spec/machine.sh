@@ -1,5 +1,5 @@
 #!/bin/bash
-# spec/machine.sh WHAT…  (build, demo, test, busted, bench, fuzz, lint, matrix, fresh)
+# spec/machine.sh WHAT…  (build, demo, test, busted, clients, bench, fuzz, lint, matrix, fresh)
 #
 # Makes a Debian machine, 12 or newer, ready for `make WHAT`: says what is missing and why, and installs that. The Prosodys
 # to run against are those of the machine's own release, unpacked under target/prosody/; target/prosody/versions says which.
@@ -11,6 +11,7 @@ lua=${LUA:-lua5.4}
 rust=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 missing=()
 unpacked=() # Python packages, as DIRECTORY PACKAGE==VERSION…; each directory under target/
+packed=()   # npm packages, as DIRECTORY PACKAGE@VERSION
 
 installed() { # PACKAGE
 	[[ $(dpkg-query -Wf '${db:Status-Status}' "$1" 2>/dev/null) == installed* ]]
@@ -34,6 +35,13 @@ need_python() { # REASON DIRECTORY PACKAGE==VERSION…
 	need "fetches Python packages" python3-pip
 	echo "missing: $* ($reason)"
 	unpacked+=(" $directory $*")
+}
+
+need_npm() { # REASON DIRECTORY PACKAGE@VERSION
+	[[ ! -d target/$2 ]] || return 0
+	command -v npm >/dev/null || need "fetches npm packages" npm
+	echo "missing: $3 ($1)"
+	packed+=("$2 $3")
 }
 
 need_for_build() {
@@ -86,6 +94,16 @@ need_for_test() {
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev
 	need "the invite pages, and the browser that looks at them" libjs-bootstrap4 libjs-jquery chromium openssl
 	need_python "drives the browser" playwright playwright==1.65.2
+	need_npm "a program that people join with, in the browser" converse.js converse.js@14.0.0
+	# Without what it depends on: that is Debian's, and PyGObject would be compiled.
+	need_python "the library of another one" nbxmpp nbxmpp==7.4.0 --no-deps
+	need "what that library stands on" python3-gi gir1.2-soup-3.0 glib-networking python3-idna python3-packaging \
+		python3-precis-i18n
+}
+
+need_for_clients() {
+	need "a program that people join with" gajim dbus dbus-x11
+	need "the screen, the hands and the eyes of a person" xvfb xdotool imagemagick
 }
 
 need_for_busted() {
@@ -189,6 +207,25 @@ install_python() {
 	done
 }
 
+# What a package ships ready for use, nothing of what it depends on; no script of it runs.
+install_npm() {
+	local line directory package archive
+	mkdir -p target
+	for line in "${packed[@]}"; do
+		read -r directory package <<<"$line"
+		echo "unpacking $package into target/$directory"
+		rm -rf "target/.$directory"
+		mkdir "target/.$directory"
+		archive=$(npm pack --silent --pack-destination "target/.$directory" "$package" 2>target/npm.log) || {
+			tail -n 20 target/npm.log >&2
+			exit 1
+		}
+		tar -xzf "target/.$directory/$archive" -C "target/.$directory" --strip-components=1
+		rm "target/.$directory/$archive"
+		mv -T "target/.$directory" "target/$directory"
+	done
+}
+
 # An apt of our own under target/apt: the machine's sources stay as they are, and no root is needed.
 apt=$PWD/target/apt
 own_apt() {
@@ -276,12 +313,13 @@ for what; do
 		demo) parts+=(build demo) ;;
 		test) parts+=(build demo test) ;;
 		busted) parts+=(build busted) ;;
+		clients) parts+=(build demo test clients) ;;
 		bench) parts+=(build demo test bench) ;;
 		fuzz) parts+=(build busted fuzz) ;;
 		lint) parts+=(build lint) ;;
 		matrix) parts+=(build demo test matrix) ;;
 		fresh) parts+=(fresh) ;;
-		*) echo "$0: build, demo, test, busted, bench, fuzz, lint, matrix or fresh, not $what" >&2; exit 2 ;;
+		*) echo "$0: build, demo, test, busted, clients, bench, fuzz, lint, matrix or fresh, not $what" >&2; exit 2 ;;
 	esac
 done
 for part in $(printf '%s\n' "${parts[@]}" | awk '!seen[$0]++'); do
@@ -289,3 +327,4 @@ for part in $(printf '%s\n' "${parts[@]}" | awk '!seen[$0]++'); do
 done
 install_missing
 install_python
+install_npm

@@ -9,7 +9,10 @@ from seed import Seed
 
 sys.path.insert(0, str(CHECKOUT / "target" / "playwright"))  # spec/machine.sh has put it there
 
-from playwright.async_api import Page, async_playwright  # noqa: E402
+from playwright.async_api import Page, async_playwright, expect  # noqa: E402
+
+_TIMEOUT = 20_000
+expect.set_options(timeout=_TIMEOUT)
 
 #: No phoning home, and a root user's sandbox is none.
 _FLAGS = (
@@ -41,7 +44,7 @@ async def open_browser(server: Seed) -> AsyncIterator[Browser]:
         )
         try:
             context = await chromium.new_context(ignore_https_errors=True)
-            context.set_default_timeout(20_000)
+            context.set_default_timeout(_TIMEOUT)
             yield Browser(await context.new_page())
         finally:
             await chromium.close()

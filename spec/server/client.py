@@ -90,18 +90,15 @@ class RegistrationForm:
     fields: dict[str, Field]
 
 
-class _Client(ClientXMPP):
-    """slixmpp's client, held after the first stream features until `proceed`."""
+class LoopbackClient(ClientXMPP):
+    """slixmpp's client, for a server of the tests."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, jid: str, password: str) -> None:
         # PLAIN: one attempt, one answer, and SCRAM in pure Python would be most of the time of a test with 50 streams.
-        super().__init__(host, "", sasl_mech="PLAIN", plugin_config={"feature_mechanisms": {"unencrypted_plain": True}})
+        mechanisms = {"feature_mechanisms": {"unencrypted_plain": True}}
+        super().__init__(jid, password, sasl_mech="PLAIN", plugin_config=mechanisms)
         # slixmpp queues stanzas until there is a session, but in-band registration comes before one.
         self._always_send_everything = True
-        # It would answer subscription requests by itself and hide what the server does.
-        self.auto_authorize = None
-        self.auto_subscribe = False
-        self.first_features: asyncio.Future[StreamFeatures] = self.loop.create_future()
 
     def connect_in_the_clear(self, host: str, port: int) -> None:
         if hasattr(self, "enable_plaintext"):  # the slixmpp of Debian 13 and newer
@@ -115,6 +112,17 @@ class _Client(ClientXMPP):
         """The address is known. slixmpp would ask the network's name servers all the same, for the empty name."""
         host, port = self.address
         return [(host, host, port)]
+
+
+class _Client(LoopbackClient):
+    """Held after the first stream features until `proceed`."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host, "")
+        # It would answer subscription requests by itself and hide what the server does.
+        self.auto_authorize = None
+        self.auto_subscribe = False
+        self.first_features: asyncio.Future[StreamFeatures] = self.loop.create_future()
 
     async def _handle_stream_features(self, features: StreamFeatures) -> bool | None:
         if self.first_features.done():
