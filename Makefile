@@ -1,6 +1,7 @@
 # make build   the library for $(LUA), beside the module in lua/mod_invites/; with GLIBC=2.17 for any Linux from that libc on
 # make demo    people inviting each other on real Prosodys
 # make test    every ring of tests
+# make clients a person with a link signs up in Gajim, on a virtual screen; pictures in target/clients/ (Debian 12)
 # make busted  only the library's specs, seen from Lua
 # make bench   how fast it is beside the bundled module and bare SQLite, with ten to a million invites; fails where it is too slow
 # make scale   what an operator's commands cost with a million invites; fails where it is too much
@@ -46,7 +47,7 @@ TARGET_DIR = target/$(FEATURE)$(GLIBC:%=-glibc-%)
 LIBRARY = $(TARGET_DIR)/$(if $(GLIBC),$(TARGET)/)release/libprosody_invites.so
 
 .NOTPARALLEL:
-.PHONY: build demo test busted bench bench-check scale faults fuzz mutants lint deny install rock matrix licences fresh clean machine-build machine-demo machine-test machine-busted machine-bench machine-fuzz machine-lint machine-fresh
+.PHONY: build demo test clients busted bench bench-check scale faults fuzz mutants lint deny install rock matrix licences fresh clean machine-build machine-demo machine-test machine-clients machine-busted machine-bench machine-fuzz machine-lint machine-fresh
 
 # One target directory per Lua: cargo gives the libraries of all of them the same file name. The library is renamed into
 # place, since overwriting it would crash a server that has it mapped.
@@ -60,6 +61,9 @@ demo: machine-demo build
 
 test: machine-test build
 	spec/test.sh
+
+clients: machine-clients build
+	/usr/bin/python3 spec/server/clients.py
 
 busted: machine-busted build
 	spec/test.sh busted
@@ -130,5 +134,5 @@ fresh: machine-fresh
 clean:
 	rm -rf target $(MODULE)/*.so
 
-machine-build machine-demo machine-test machine-busted machine-bench machine-fuzz machine-lint machine-fresh: machine-%:
+machine-build machine-demo machine-test machine-clients machine-busted machine-bench machine-fuzz machine-lint machine-fresh: machine-%:
 	@spec/machine.sh $*

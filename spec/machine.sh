@@ -102,8 +102,9 @@ need_for_test() {
 }
 
 need_for_clients() {
-	need "a program that people join with" gajim dbus dbus-x11
-	need "the screen, the hands and the eyes of a person" xvfb xdotool imagemagick
+	need "a program that people join with, and how it looks" gajim fonts-dejavu-core adwaita-icon-theme librsvg2-common
+	need "a screen for it, and a person at it" xvfb openbox xdotool xclip imagemagick
+	need "to know what is on the screen" dbus-daemon at-spi2-core python3-gi gir1.2-atspi-2.0
 }
 
 need_for_busted() {
