@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gi.repository import GLib
+
 from prosody import CHECKOUT, VERSIONS
 from seed import LINK, Seed
 
@@ -39,11 +41,13 @@ class Unexpected(Exception):
 
 def until(what: str, find: Callable[[], T | None]) -> T:
     deadline = time.monotonic() + DEADLINE
-    while not (found := find()):
-        if time.monotonic() > deadline:
-            raise Unexpected(f"{what}: not within {DEADLINE} s")
+    while time.monotonic() < deadline:
+        # What goes away while it is looked at is not there.
+        with contextlib.suppress(GLib.Error):
+            if found := find():
+                return found
         time.sleep(0.1)
-    return found
+    raise Unexpected(f"{what}: not within {DEADLINE} s")
 
 
 class Screen:
@@ -54,10 +58,9 @@ class Screen:
         import gi
 
         gi.require_version("Atspi", "2.0")
-        from gi.repository import Atspi, GLib
+        from gi.repository import Atspi
 
         self._atspi = Atspi
-        self._error = GLib.Error
         self._home = home
         self._pictures = pictures
         self._number = 0
@@ -75,9 +78,7 @@ class Screen:
                     yield child.get_role_name(), child.get_name() or "", child
                 yield from walk(child)
 
-        # What goes away while it is looked at is not there.
-        with contextlib.suppress(self._error):
-            yield from walk(self._atspi.get_desktop(0))
+        yield from walk(self._atspi.get_desktop(0))
 
     def find(self, role: str, name: str) -> Any:
         return until(f'the {role} "{name}"', lambda: self._look_for(role, name))
@@ -102,17 +103,23 @@ class Screen:
             element = self._look_for("label", label)
             fields = [field for role, _, field in self.elements() if role in ("text", "password text")]
             fitting = [field for field in fields if element and fits(self._box(element), self._box(field))]
-            return min(fitting, key=self.top, default=None)
+            return min(fitting, key=self._top, default=None)
 
         return until(f'a field {where} "{label}"', look)
 
-    def top(self, element: Any) -> int:
+    def _top(self, element: Any) -> int:
         return self._box(element).y
 
     def names(self, role: str) -> list[str]:
         """From the top of the screen down."""
-        found = [(self.top(element), name) for r, name, element in self.elements() if r == role]
-        return [name for _, name in sorted(found)]
+        return until(f"any {role}", lambda: [name for _, name in sorted(
+            (self._top(element), name) for r, name, element in self.elements() if r == role
+        )])
+
+    def lowest(self, role: str) -> Any:
+        return until(f"any {role}", lambda: max(
+            (element for r, _, element in self.elements() if r == role), key=self._top, default=None
+        ))
 
     def is_enabled(self, button: str) -> bool:
         return self._can_be_used(self.find("push button", button))
@@ -142,6 +149,7 @@ class Screen:
         self.click(element)
         _do("xdotool", "key", "ctrl+a")
         _do("xdotool", "type", "--delay", "5", text)
+        self._expect_text(element, text)
 
     def paste(self, element: Any, text: str) -> None:
         # It stays, to give the text to whoever pastes, until somebody else has a text or the screen is gone.
@@ -151,6 +159,13 @@ class Screen:
         )
         self.click(element)
         _do("xdotool", "key", "ctrl+a", "ctrl+v")
+        self._expect_text(element, text)
+
+    def _expect_text(self, element: Any, text: str) -> None:
+        is_password = element.get_role_name() == "password text"
+        until(f'"{text}" in the field', lambda: (
+            len(self.text(element)) == len(text) if is_password else self.text(element) == text
+        ))
 
     def text(self, element: Any) -> str:
         return self._atspi.Text.get_text(element, 0, -1)
@@ -276,8 +291,8 @@ def join(server: Seed, screen: Screen, token: str, done: Callable[[str], None]) 
     """))
     done("Gajim logs in with it")
 
-    accounts = [element for role, _, element in screen.elements() if role == "list item"]
-    screen.click(max(accounts, key=screen.top))
+    # Accounts are below everything else.
+    screen.click(screen.lowest("list item"))
     screen.find("table cell", "nurse")
     screen.picture("contacts")
     if "Contacts (1/1)" not in screen.names("table cell"):
