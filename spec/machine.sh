@@ -11,7 +11,7 @@ lua=${LUA:-lua5.4}
 rust=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 missing=()
 unpacked=() # Python packages, as DIRECTORY PACKAGE==VERSION…; each directory under target/
-packed=()   # npm packages, as DIRECTORY PACKAGE@VERSION
+packed=()   # npm packages, as DIRECTORY VERSION SHA256; the directory under target/ is named like the package
 
 installed() { # PACKAGE
 	[[ $(dpkg-query -Wf '${db:Status-Status}' "$1" 2>/dev/null) == installed* ]]
@@ -37,11 +37,10 @@ need_python() { # REASON DIRECTORY PACKAGE==VERSION…
 	unpacked+=(" $directory $*")
 }
 
-need_npm() { # REASON DIRECTORY PACKAGE@VERSION
+need_npm() { # REASON PACKAGE VERSION SHA256
 	[[ ! -d target/$2 ]] || return 0
-	command -v npm >/dev/null || need "fetches npm packages" npm
-	echo "missing: $3 ($1)"
-	packed+=("$2 $3")
+	echo "missing: $2 $3 ($1)"
+	packed+=("${*:2}")
 }
 
 need_for_build() {
@@ -94,7 +93,8 @@ need_for_test() {
 	need "to pack the rock; luarocks insists on headers, though we need none" luarocks liblua5.4-dev
 	need "the invite pages, and the browser that looks at them" libjs-bootstrap4 libjs-jquery chromium openssl
 	need_python "drives the browser" playwright playwright==1.65.2
-	need_npm "a program that people join with, in the browser" converse.js converse.js@14.0.0
+	need_npm "a program that people join with, in the browser" converse.js 14.0.0 \
+		634f31fa0f7b0e47f1abc60d870ff6805c737577399920ebe92da4c7e5bcaff0
 	# Without what it depends on: that is Debian's, and PyGObject would be compiled.
 	need_python "the library of another one" nbxmpp nbxmpp==7.4.0 --no-deps
 	need "what that library stands on" python3-gi gir1.2-soup-3.0 glib-networking python3-idna python3-packaging \
@@ -208,22 +208,21 @@ install_python() {
 	done
 }
 
-# What a package ships ready for use, nothing of what it depends on; no script of it runs.
+# What a package ships ready for use, nothing of what it depends on; no script of it runs, and npm is not needed.
 install_npm() {
-	local line directory package archive
+	local line package version sum
 	mkdir -p target
 	for line in "${packed[@]}"; do
-		read -r directory package <<<"$line"
-		echo "unpacking $package into target/$directory"
-		rm -rf "target/.$directory"
-		mkdir "target/.$directory"
-		archive=$(npm pack --silent --pack-destination "target/.$directory" "$package" 2>target/npm.log) || {
-			tail -n 20 target/npm.log >&2
-			exit 1
-		}
-		tar -xzf "target/.$directory/$archive" -C "target/.$directory" --strip-components=1
-		rm "target/.$directory/$archive"
-		mv -T "target/.$directory" "target/$directory"
+		read -r package version sum <<<"$line"
+		echo "unpacking $package $version into target/$package"
+		rm -rf "target/.$package"
+		mkdir "target/.$package"
+		python3 -c 'import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1]).read())' \
+			"${NPM_CONFIG_REGISTRY:-https://registry.npmjs.org}/$package/-/$package-$version.tgz" >"target/.$package.tgz"
+		sha256sum --check --quiet <<<"$sum  target/.$package.tgz"
+		tar -xzf "target/.$package.tgz" -C "target/.$package" --strip-components=1
+		rm "target/.$package.tgz"
+		mv -T "target/.$package" "target/$package"
 	done
 }
 
