@@ -277,7 +277,7 @@ pub fn local_user<'a>(jid: &'a str, host: &str) -> Option<Cow<'a, str>> {
 }
 
 /// Whether a name, in whatever spelling, is that of the host, which is written as the server does (nameprepped).
-pub(crate) fn is_same_host(name: &str, host: &str) -> bool {
+fn is_same_host(name: &str, host: &str) -> bool {
 	name == host || !is_prepared(name) && stringprep::nameprep(name).is_ok_and(|name| name == host)
 }
 

@@ -250,6 +250,16 @@ async def test_every_link_to_every_invite_is_answered_as_it_deserves(make: Make)
     assert "\terror\t" not in "\n".join(re.findall(r"^.*:invites\t.*$", log, re.MULTILINE))
 
 
+async def test_what_is_no_name_of_a_host_is_not_told(make: Make) -> None:
+    server = make()
+    async with await open_stream(server) as stream:
+        for host in ("ex%00ample", "ex%01ample", "ex%0Aample", "ex%FFample", "h" * 3000):
+            for link in ("https://{}/invite?Unknown-1", "xmpp:{}?register;preauth=Unknown-1"):
+                outcome = await refusal(stream.submit("mallory", "secret", invitation=link.format(host)))
+                assert outcome == seen(server, UNKNOWN), (host, link)
+    assert "\terror\t" not in server.log() and "raceback" not in server.log()
+
+
 async def test_a_name_is_kept_and_bound_as_after_a_preauth(make: Make) -> None:
     server = make()
     server.add_user("nurse", "old")
