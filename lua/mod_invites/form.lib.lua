@@ -45,7 +45,7 @@ end
 local function instruct(parent, text)
 	local instructions = parent:get_child("instructions");
 	if instructions then
-		instructions:text(" "..text);
+		instructions:text(instructions:get_text() == "" and text or " "..text);
 	else
 		parent:add_direct_child(st.stanza("instructions", { xmlns = parent.attr.xmlns }):text(text));
 	end

@@ -105,6 +105,13 @@ async def test_strangers_are_asked_for_an_invitation_besides_what_the_form_asks_
     assert set(form.elements) == {"instructions", "username", "password", "email", "city"}
 
 
+async def test_instructions_of_an_operator_who_has_none_are_ours_alone(make: Make) -> None:
+    server = make(config='registration_instructions = "";')
+    async with await open_stream(server) as stream:
+        form = await stream.registration_form()
+    assert form.instructions == "Registration is by invitation: enter your invitation link or code."
+
+
 async def test_where_registration_is_open_an_invitation_may_be_entered(make: Make) -> None:
     server = make(config="registration_invite_only = false;\nallow_registration = true;")
     token, _ = create(server)
