@@ -89,7 +89,13 @@ end
 -- `has_field`: whether strangers are asked for an invitation. `find_invite(text)` is the token in what they enter, or
 -- nil and why not; `page_start()` how links of landing pages begin.
 function form.hook(has_field, find_invite, page_start)
-	form.find_invite = find_invite;
+	function form.find_invite(text)
+		local token, unknown, condition, host = find_invite(text);
+		local page = condition == "token-invalid" and host and page_start();
+		-- A link to a page of this server is for this server.
+		if page and page:lower():match("^%a+://([^/?#:]+)") == host then host = nil; end
+		return token, unknown, condition, host;
+	end
 
 	-- Without mod_invites_register nobody would give what an invite promises.
 	local function is_by_invite()

@@ -257,6 +257,18 @@ async def test_every_link_to_every_invite_is_answered_as_it_deserves(make: Make)
     assert "\terror\t" not in "\n".join(re.findall(r"^.*:invites\t.*$", log, re.MULTILINE))
 
 
+async def test_a_link_to_a_page_of_this_server_is_for_no_other(make: Make) -> None:
+    server = make(config='invites_page = "https://Pages.example/i/#{invite.token}"\n')
+    async with await open_stream(server) as stream:
+        for link, expected in (
+            ("https://pages.example/i/#Unknown-1", UNKNOWN),
+            ("https://pages.example:443/i/#Unknown-1", UNKNOWN),
+            ("https://other.example/i/#Unknown-1", (*OTHER_LINK[:2], OTHER_LINK[2].format("other.example"))),
+        ):
+            outcome = await refusal(stream.submit("mallory", "secret", invitation=link))
+            assert outcome == seen(server, expected), link
+
+
 async def test_what_is_no_name_of_a_host_is_not_told(make: Make) -> None:
     server = make()
     async with await open_stream(server) as stream:
