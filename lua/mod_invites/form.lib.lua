@@ -90,11 +90,11 @@ end
 -- nil and why not; `page_start()` how links of landing pages begin.
 function form.hook(has_field, find_invite, page_start)
 	function form.find_invite(text)
-		local token, unknown, condition, host = find_invite(text);
+		local token, condition, why_not, host = find_invite(text);
 		local page = condition == "token-invalid" and host and page_start();
 		-- A link to a page of this server is for this server.
 		if page and page:lower():match("^%a+://([^/?#:]+)") == host then host = nil; end
-		return token, unknown, condition, host;
+		return token, condition, why_not, host;
 	end
 
 	-- Without mod_invites_register nobody would give what an invite promises.

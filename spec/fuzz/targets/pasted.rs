@@ -16,7 +16,8 @@ fuzz_target!(|input: (&str, &str, &str)| {
 	let is_plain = |text: &str| text.len() < 1000 && !text.contains(['%', '=']);
 	if is_plain(before) && is_plain(after) {
 		let text = format!("{before} xmpp:juliet@example.com?roster;preauth={TOKEN};ibr=y {after}");
-		assert_eq!(read(&text, "example.com"), Pasted::Tokens(vec![TOKEN.to_owned()], None));
+		let Pasted::Tokens(tokens, None) = read(&text, "example.com") else { panic!("nothing found") };
+		assert_eq!(tokens[0], TOKEN);
 		assert_eq!(read(&text, "example.net"), Pasted::OtherHost("example.com".to_owned()));
 	}
 });
