@@ -13,7 +13,7 @@ use prosody_invites::store::memory::MemoryStore;
 use prosody_invites::store::sqlite::SqliteStore;
 use prosody_invites::token::{Digest, Token};
 use prosody_invites::uri::invite_uri;
-use prosody_invites::value::{Table, Value};
+use prosody_invites::value::{Fields, Value};
 
 const NOW: Timestamp = 1_700_000_000;
 const STORED: usize = 1000;
@@ -88,7 +88,7 @@ impl Bench {
 		let (invite, _) = self.invites.prepare(request, NOW).unwrap();
 		// No two alike: what was decoded last is not decoded again.
 		let data = Value::decode(&ADDITIONAL_DATA.replace("town", &invite.digest.id().to_string())).unwrap();
-		Invite { fields: Table::from_iter([(Value::text("additional_data"), data)]), ..invite }
+		Invite { fields: Fields::from_iter([(Value::text("additional_data"), data)]), ..invite }
 	}
 
 	fn created(&self) -> Digest {

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::clock::Timestamp;
 use crate::token::{Digest, Token};
 use crate::uri::invite_uri;
-use crate::value::{Table, Value};
+use crate::value::{Fields, Table, Value};
 
 /// The stored word for what an invite is made for first. Never renamed: the bundled module wrote it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,10 +107,33 @@ pub struct Invite {
 	/// When it was used up, revoked, or seen to have expired.
 	pub ended_at: Option<Timestamp>,
 	/// `additional_data`, `landing_page`, and whatever else handlers of `invite-created` left on it.
-	pub fields: Table,
+	pub fields: Fields,
 }
 
 impl Invite {
+	/// An invite as all begin: for an account of any name, good once and for ever. Its maker changes what is to be otherwise.
+	#[must_use]
+	pub fn new(host: String, digest: Digest, token: Option<Token>, created_at: Timestamp) -> Self {
+		Self {
+			host,
+			digest,
+			token,
+			invite_type: Type::Register,
+			username: None,
+			allow_registration: true,
+			created_at,
+			expires: None,
+			max_uses: Some(1),
+			uses: 0,
+			paused: false,
+			revoked_at: None,
+			revoked_why: None,
+			revoked_by: None,
+			ended_at: None,
+			fields: Fields::default(),
+		}
+	}
+
 	/// One entry of `additional_data`.
 	#[must_use]
 	pub fn additional_data(&self, name: &str) -> Option<&Value> {
@@ -235,7 +258,7 @@ impl Invite {
 		if self.token.is_some() {
 			return Cow::Borrowed(&self.fields);
 		}
-		let mut fields = self.fields.clone();
+		let mut fields = Table::clone(&self.fields);
 		fields.replace_text(FORGOTTEN, token.reveal());
 		Cow::Owned(fields)
 	}

@@ -138,7 +138,7 @@ mod tests {
 	use super::*;
 	use crate::invite::Type;
 	use crate::store::conformance::{made_by, sample};
-	use crate::value::Table;
+	use crate::value::Fields;
 
 	const NOW: Timestamp = 1_700_000_000;
 
@@ -152,7 +152,7 @@ mod tests {
 			joined_at: Some(NOW),
 		});
 		assert_eq!(birth(&invite, Purpose::Account, Some("romeo"), NOW), Some(brought));
-		let nobodys = Invite { fields: Table::default(), ..invite.clone() };
+		let nobodys = Invite { fields: Fields::default(), ..invite.clone() };
 		let alone = Some(Birth::Alone("romeo".to_owned()));
 		assert_eq!(birth(&nobodys, Purpose::Account, Some("romeo"), NOW), alone);
 		assert_eq!(birth(&invite, Purpose::Account, None, NOW), None);

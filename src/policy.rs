@@ -378,7 +378,7 @@ mod tests {
 		assert_eq!(refused(&contact()), None);
 		let both = Invite { allow_registration: true, ..contact() };
 		assert_eq!(refused(&both), Some(Reason::Kind("account-and-contact")));
-		let account = Invite { invite_type: Type::Register, fields: crate::value::Table::default(), ..both };
+		let account = Invite { invite_type: Type::Register, fields: crate::value::Fields::default(), ..both };
 		assert_eq!(refused(&account), Some(Reason::Kind("account")));
 	}
 

@@ -16,7 +16,7 @@ use crate::redemption::{
 };
 use crate::store::{Bundled, Carries, InviteStore, Record, StoreError};
 use crate::token::{Digest, ID_DIGITS, IdPrefix, Nonce, Token};
-use crate::value::{MAX_ATTACHED, Table};
+use crate::value::MAX_ATTACHED;
 
 /// What a caller asks for.
 #[derive(Clone, Debug)]
@@ -124,22 +124,12 @@ impl Invites {
 		}
 		let token = Token::generate()?;
 		let invite = Invite {
-			host: self.host.clone(),
-			digest: token.digest(),
-			token: Some(token.clone()),
 			invite_type: request.invite_type,
 			username: request.username,
 			allow_registration: request.allow_registration,
-			created_at: now,
 			expires: request.ttl.map(|ttl| now.saturating_add(ttl)),
 			max_uses: request.max_uses,
-			uses: 0,
-			paused: false,
-			revoked_at: None,
-			revoked_why: None,
-			revoked_by: None,
-			ended_at: None,
-			fields: Table::default(),
+			..Invite::new(self.host.clone(), token.digest(), Some(token.clone()), now)
 		};
 		Ok((invite, token))
 	}
@@ -759,7 +749,7 @@ fn boot() -> Result<Nonce, InviteError> {
 mod tests {
 	use super::*;
 	use crate::store::memory::MemoryStore;
-	use crate::value::Value;
+	use crate::value::{Fields, Value};
 
 	const NOW: Timestamp = 1_700_000_000;
 
@@ -966,7 +956,7 @@ mod tests {
 		let linked = |token: &Token| {
 			[(Value::text("landing_page"), Value::text(&format!("https://example.com/?{}", token.reveal())))]
 				.into_iter()
-				.collect::<Table>()
+				.collect::<Fields>()
 		};
 		let make = |token: &mut Option<Token>| {
 			let (invite, drawn) = invites.prepare(account(), NOW).unwrap();
@@ -998,7 +988,7 @@ mod tests {
 		for token in tokens.into_iter().flatten() {
 			let id = token.digest().id().to_string();
 			let found = invites.get(token.reveal().as_bytes(), Purpose::Account, NOW).unwrap();
-			assert_eq!(found.fields_with(&token).as_ref(), &linked(&token));
+			assert_eq!(found.fields_with(&token).as_ref(), &*linked(&token));
 			assert_eq!(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW).unwrap(), found);
 			assert_eq!(
 				condition(invites.get_by_id(&id.as_bytes()[..15], Purpose::Account, NOW)),

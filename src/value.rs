@@ -13,10 +13,11 @@
 //!
 //! Keys are sorted, so equal values give equal text. Text in another order, or with other spaces, is read as well.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -63,10 +64,13 @@ pub enum Value {
 #[derive(Clone, Default, PartialEq)]
 pub struct Table(Arc<Vec<(Value, Value)>>);
 
-thread_local! {
-	/// The text that was last decoded, and its table: an invite is read three times on its way from a token to a use,
-	/// and written back as it was. Like every invite that is read, it may hold a token.
-	static LAST_DECODED: RefCell<Option<(String, Table)>> = RefCell::default();
+/// A table as it is stored: read when it is first needed, for most that is done with an invite needs none of it, and written
+/// back as it was read, unless it was changed.
+#[derive(Clone, Default)]
+pub struct Fields {
+	/// What is stored, as long as nothing was changed.
+	text: Option<Arc<str>>,
+	table: OnceLock<Table>,
 }
 
 /// Text that was not written by this module, or was damaged since.
@@ -217,19 +221,12 @@ impl Table {
 		self.0.iter().any(|(key, value)| key.holds(secret) || value.holds(secret))
 	}
 
-	/// Writes it as [`Value::encode`] does, or as it was read, if nothing else was read since.
+	/// Writes it as [`Value::encode`] does.
 	///
 	/// # Errors
 	/// As there.
 	pub fn encode(&self) -> Result<String, DataError> {
-		let known = LAST_DECODED.with_borrow(|last| {
-			let last = last.as_ref().filter(|(_, table)| Arc::ptr_eq(&self.0, &table.0));
-			last.map(|(text, _)| text.clone())
-		});
-		match known {
-			Some(text) => Ok(text),
-			None => Ok(serde_json::to_string(self)?),
-		}
+		Ok(serde_json::to_string(self)?)
 	}
 
 	/// Reads what [`Table::encode`] wrote.
@@ -237,16 +234,7 @@ impl Table {
 	/// # Errors
 	/// When the text is no such text, or that of another value.
 	pub fn decode(text: &str) -> Result<Self, DataError> {
-		let known = LAST_DECODED.with_borrow(|last| {
-			let last = last.as_ref().filter(|(decoded, _)| decoded == text);
-			last.map(|(_, table)| table.clone())
-		});
-		if let Some(table) = known {
-			return Ok(table);
-		}
-		let table: Self = from_text(text)?;
-		LAST_DECODED.set(Some((text.to_owned(), table.clone())));
-		Ok(table)
+		from_text(text)
 	}
 
 	/// Whether there is no entry.
@@ -287,6 +275,87 @@ impl Table {
 				_ => None,
 			})
 			.collect()
+	}
+}
+
+impl Fields {
+	/// From a text that [`Fields::stored`] gave out, or none; it is not looked at before it is needed.
+	#[must_use]
+	pub fn from_stored(text: Option<&str>) -> Self {
+		Self { text: text.map(Arc::from), table: OnceLock::new() }
+	}
+
+	/// The text to be stored; none where there is nothing.
+	///
+	/// # Errors
+	/// As of [`Table::encode`].
+	pub fn stored(&self) -> Result<Option<Cow<'_, str>>, DataError> {
+		match &self.text {
+			Some(text) => Ok(Some(Cow::Borrowed(text))),
+			None if self.is_empty() => Ok(None),
+			None => Ok(Some(Cow::Owned(self.encode()?))),
+		}
+	}
+
+	/// The table. Where this is not asked first, what is damaged looks as if it were empty.
+	///
+	/// # Errors
+	/// When the text is damaged.
+	pub fn check(&self) -> Result<&Table, DataError> {
+		if let Some(table) = self.table.get() {
+			return Ok(table);
+		}
+		let table = self.text.as_deref().map_or_else(|| Ok(Table::default()), Table::decode)?;
+		Ok(self.table.get_or_init(|| table))
+	}
+
+	/// As of [`Table::replace_text`].
+	pub(crate) fn replace_text(&mut self, secret: &str, with: &str) {
+		if self.text.as_deref().is_some_and(|text| is_surely_without(text, secret)) || !self.holds(secret) {
+			return;
+		}
+		let mut table = Table::clone(self);
+		table.replace_text(secret, with);
+		*self = table.into();
+	}
+}
+
+/// Whether no string in a text that was stored holds the secret, as far as that can be told without reading it.
+fn is_surely_without(text: &str, secret: &str) -> bool {
+	let is_written_as_it_is = !text.contains('\\') && secret.bytes().all(|byte| byte.is_ascii_graphic());
+	is_written_as_it_is && !text.contains(secret)
+}
+
+impl Deref for Fields {
+	type Target = Table;
+
+	fn deref(&self) -> &Table {
+		static EMPTY: LazyLock<Table> = LazyLock::new(Table::default);
+		self.check().unwrap_or(&EMPTY)
+	}
+}
+
+impl From<Table> for Fields {
+	fn from(table: Table) -> Self {
+		Self { text: None, table: table.into() }
+	}
+}
+
+impl FromIterator<(Value, Value)> for Fields {
+	fn from_iter<I: IntoIterator<Item = (Value, Value)>>(entries: I) -> Self {
+		Table::from_iter(entries).into()
+	}
+}
+
+impl PartialEq for Fields {
+	fn eq(&self, other: &Self) -> bool {
+		**self == **other
+	}
+}
+
+impl fmt::Debug for Fields {
+	fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+		Table::fmt(self, f)
 	}
 }
 
@@ -619,18 +688,44 @@ mod tests {
 	}
 
 	#[test]
-	fn what_was_read_last_is_taken_for_nothing_else() {
-		let texts = [r#"{"note":"one"}"#, r#"{"note":"two"}"#, r#"{ "note" : "one" }"#];
-		for text in texts.iter().chain(texts.iter().rev()) {
-			let decoded = Table::decode(text).unwrap();
-			assert_eq!(Value::Table(decoded.clone()), Value::decode(text).unwrap());
-			assert_eq!(decoded.encode().unwrap(), *text, "what nobody has changed is written back as it was");
-			let mut changed = decoded.clone();
+	fn what_nobody_has_changed_is_written_back_as_it_was() {
+		for text in [r#"{"note":"one"}"#, r#"{"note":"two"}"#, r#"{ "note" : "one" }"#] {
+			let fields = Fields::from_stored(Some(text));
+			assert_eq!(Value::Table(Table::clone(&fields)), Value::decode(text).unwrap());
+			assert_eq!(fields.stored().unwrap().as_deref(), Some(text));
+			let mut changed = fields.clone();
 			changed.replace_text("o", "0");
-			assert_eq!(changed.encode().unwrap(), text.replace([' '], "").replace('o', "0"));
-			assert_eq!(decoded, Table::decode(text).unwrap(), "nor does it change with its clones");
+			let expected = text.replace(' ', "").replace('o', "0");
+			assert_eq!(changed.stored().unwrap().as_deref(), Some(expected.as_str()));
+			assert_eq!(fields, Fields::from_stored(Some(text)), "nor does it change with its clones");
+			changed.replace_text("three", "3");
+			assert_eq!(changed.stored().unwrap().as_deref(), Some(expected.as_str()));
 		}
-		assert!(Table::decode("[1").is_err());
-		assert!(Table::decode("true").is_err(), "it is no table");
+		assert_eq!(Fields::default().stored().unwrap(), None);
+		assert_eq!(Fields::from(Table::default()), Fields::from_stored(None));
+	}
+
+	#[test]
+	fn a_secret_is_found_however_its_letters_were_written() {
+		for text in
+			[r#"{"link":"x?secret"}"#, r#"{"link":"x?\u0073ecret"}"#, r#"{"$table":["link","x?secret"]}"#]
+		{
+			let mut fields = Fields::from_stored(Some(text));
+			fields.replace_text("secret", "(token)");
+			assert_eq!(fields.get("link"), Some(&Value::text("x?(token)")), "{text}");
+		}
+		let mut quoted = Fields::from_stored(Some(r#"{"link":"a\"b"}"#));
+		quoted.replace_text("a\"b", "c");
+		assert_eq!(quoted.get("link"), Some(&Value::text("c")));
+	}
+
+	#[test]
+	fn damaged_text_is_told_and_kept() {
+		for text in ["[1", "true"] {
+			let fields = Fields::from_stored(Some(text));
+			assert!(fields.check().is_err() && fields.is_empty());
+			assert_eq!(fields.stored().unwrap().as_deref(), Some(text));
+			assert!(Table::decode(text).is_err());
+		}
 	}
 }

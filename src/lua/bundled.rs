@@ -16,7 +16,6 @@ use crate::clock::Timestamp;
 use crate::invite::{Invite, Type};
 use crate::redemption::Purpose;
 use crate::token::Token;
-use crate::value::Table as StoredTable;
 
 /// How rows are read and written.
 #[derive(Clone)]
@@ -189,22 +188,5 @@ fn no_token() -> Failure {
 }
 
 fn new(host: &str, token: &Token, created_at: Timestamp) -> Invite {
-	Invite {
-		host: host.to_owned(),
-		digest: token.digest(),
-		token: Some(token.clone()),
-		invite_type: Type::Register,
-		username: None,
-		allow_registration: true,
-		created_at,
-		expires: None,
-		max_uses: Some(1),
-		uses: 0,
-		paused: false,
-		revoked_at: None,
-		revoked_why: None,
-		revoked_by: None,
-		ended_at: None,
-		fields: StoredTable::default(),
-	}
+	Invite::new(host.to_owned(), token.digest(), Some(token.clone()), created_at)
 }

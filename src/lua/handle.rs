@@ -658,7 +658,7 @@ pub(super) fn with_token(mut invite: Invite, named: &Value) -> Invite {
 		&& let Ok(key) = key.borrow::<Key>()
 		&& let Some(token) = &key.token
 	{
-		invite.fields = invite.fields_with(token).into_owned();
+		invite.fields = invite.fields_with(token).into_owned().into();
 		invite.token = Some(token.clone());
 	}
 	invite

@@ -5,14 +5,14 @@ use crate::invite::Type;
 use crate::redemption::Purpose;
 use crate::store::conformance::sample;
 use crate::token::Nonce;
-use crate::value::Table as Data;
+use crate::value::Fields;
 
 const NOW: Timestamp = 1_700_000_000;
 
 fn noted(note: &[u8]) -> Invite {
 	let note = [(Value::text("note"), Value::Str(note.to_vec()))];
 	let data = Value::Table(note.into_iter().collect());
-	let fields: Data = [(Value::text("additional_data"), data)].into_iter().collect();
+	let fields: Fields = [(Value::text("additional_data"), data)].into_iter().collect();
 	Invite {
 		invite_type: Type::Register,
 		username: None,

@@ -18,7 +18,7 @@ use crate::listing::{Part, Position};
 use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
 use crate::redemption::{Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
 use crate::token::{Digest, Nonce, Token};
-use crate::value::{Table, Value};
+use crate::value::{Fields, Value};
 
 /// Passes the names of the promises that every store keeps on to [`tests`] or [`table`].
 macro_rules! promises {
@@ -119,25 +119,15 @@ const LEAP: i64 = 100_000_000;
 pub(crate) fn sample(host: &str, token: &str) -> Invite {
 	let groups = [(Value::Int(1), Value::text("a")), (Value::Int(2), Value::Str(vec![0, 255]))];
 	let additional_data = [(Value::text("groups"), Value::Table(groups.into_iter().collect()))];
+	let digest = Digest::of(token.as_bytes());
 	Invite {
-		host: host.to_owned(),
-		digest: Digest::of(token.as_bytes()),
-		token: Some(Token::from_stored(token.to_owned())),
 		invite_type: Type::Roster,
 		username: Some("jörg".to_owned()),
-		allow_registration: true,
-		created_at: NOW,
 		expires: Some(NOW + 60),
-		max_uses: Some(1),
-		uses: 0,
-		paused: false,
-		revoked_at: None,
-		revoked_why: None,
-		revoked_by: None,
-		ended_at: None,
 		fields: [(Value::text("additional_data"), Value::Table(additional_data.into_iter().collect()))]
 			.into_iter()
 			.collect(),
+		..Invite::new(host.to_owned(), digest, Some(Token::from_stored(token.to_owned())), NOW)
 	}
 }
 
@@ -179,7 +169,7 @@ fn is_refused<T>(result: &Result<T, StoreError>) -> bool {
 
 pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &dyn InviteStore) {
 	let full = sample("example.com", "full");
-	let bare = Invite { expires: None, fields: Table::default(), ..account("bare") };
+	let bare = Invite { expires: None, fields: Fields::default(), ..account("bare") };
 	let group = Invite { max_uses: None, ..account("group") };
 	for invite in [full, bare, group, bound("bound", "juliet")] {
 		let created = store.create(&invite);

@@ -18,7 +18,7 @@ use crate::redemption::{
 	Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
 };
 use crate::token::{Digest, Nonce};
-use crate::value::Table;
+use crate::value::Fields;
 
 /// Where the invites of a memory store lie when the process is not there. Nobody else may change them meanwhile. Claims
 /// are not kept there, so what is under way when the process dies is free again.
@@ -487,7 +487,7 @@ fn carried(invite: Option<&Invite>, carries: Carries) -> Option<Invite> {
 		(invite.uses, invite.ended_at) = (0, None);
 	}
 	if !carries.contact_details && !invite.allow_registration {
-		invite.fields = Table::default();
+		invite.fields = Fields::default();
 	}
 	Some(invite)
 }

@@ -15,7 +15,7 @@ use crate::invite::{Invite, Type};
 use crate::redemption::{Purpose, Redemption};
 use crate::store::Record;
 use crate::token::{Nonce, Token};
-use crate::value::{Table, Value};
+use crate::value::Value;
 
 /// The keys that tell it from a line of ours, and what else is needed.
 #[derive(Debug, Deserialize)]
@@ -182,22 +182,14 @@ impl Invitation {
 			});
 		}
 		let invite = Invite {
-			host: host.to_owned(),
-			digest: token.digest(),
-			token: Some(token),
 			invite_type,
 			username,
 			allow_registration,
-			created_at,
 			expires: Some(seconds(&self.expires)?),
-			max_uses: Some(1),
 			uses: u32::from(is_used),
-			paused: false,
-			revoked_at: None,
-			revoked_why: None,
-			revoked_by: None,
 			ended_at: is_used.then_some(created_at),
-			fields: fields.into_iter().collect::<Table>(),
+			fields: fields.into_iter().collect(),
+			..Invite::new(host.to_owned(), token.digest(), Some(token), created_at)
 		};
 		Ok(Entry { record: Record { invite, redemptions }, remark })
 	}

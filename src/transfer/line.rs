@@ -98,7 +98,7 @@ impl From<Record> for Line {
 			revoked_why: invite.revoked_why,
 			revoked_by: invite.revoked_by,
 			ended_at: invite.ended_at,
-			fields: invite.fields,
+			fields: Table::clone(&invite.fields),
 			redemptions: redemptions.into_iter().map(Use::from).collect(),
 		}
 	}
@@ -165,13 +165,9 @@ impl Line {
 		}
 		let redemptions = self.redemptions.into_iter().map(Use::into_redemption).collect::<Result<_, _>>()?;
 		let invite = Invite {
-			host: self.host,
-			digest,
-			token,
 			invite_type,
 			username: self.username,
 			allow_registration: self.allow_registration,
-			created_at: self.created_at,
 			expires: self.expires,
 			max_uses: self.max_uses,
 			uses: self.uses,
@@ -180,7 +176,8 @@ impl Line {
 			revoked_why: self.revoked_why,
 			revoked_by: self.revoked_by,
 			ended_at: self.ended_at,
-			fields: self.fields,
+			fields: self.fields.into(),
+			..Invite::new(self.host, digest, token, self.created_at)
 		};
 		Ok(Record { invite, redemptions })
 	}

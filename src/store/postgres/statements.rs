@@ -12,7 +12,7 @@ use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
 use crate::redemption::{Admission, Claim, Purpose, Redemption, Refusal, View, decide, reserves, supersedes};
 use crate::store::{SUPERSEDED, StoreError};
 use crate::token::{Digest, Nonce, Token};
-use crate::value::Table;
+use crate::value::{Fields, Table};
 
 pub(super) const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
 	created_at, expires, max_uses, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields, inviter) \
@@ -169,8 +169,8 @@ pub(super) fn purpose(row: &Row, digest: &Digest) -> Result<Purpose, Trouble> {
 pub(super) fn read_invite(row: &Row) -> Result<Invite, Trouble> {
 	let digest = digest(row)?;
 	let fields = match row.try_get::<_, Option<&str>>("fields")? {
-		None => Table::default(),
-		Some(text) => Table::decode(text).map_err(|error| damaged(&digest, error))?,
+		None => Fields::default(),
+		Some(text) => Table::decode(text).map_err(|error| damaged(&digest, error))?.into(),
 	};
 	let number = |found: i64| u32::try_from(found).map_err(|error| damaged(&digest, error));
 	Ok(Invite {

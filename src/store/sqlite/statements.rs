@@ -14,7 +14,7 @@ use crate::policy::{Allowance, Usage};
 use crate::redemption::{Claim, Purpose, Redemption, View, reserves, supersedes};
 use crate::store::{SUPERSEDED, StoreError};
 use crate::token::{Digest, Nonce, Token};
-use crate::value::Table;
+use crate::value::{Fields, Table};
 
 /// Public for the benchmark, which runs it on bare SQLite.
 pub const CREATE: &str = "INSERT INTO invite (host, digest, token, type, kind, username, allow_registration, \
@@ -168,8 +168,8 @@ pub(super) fn read_invite(row: &Row<'_>) -> Result<Invite, Trouble> {
 		revoked_why: columns.next()?,
 		ended_at: columns.next()?,
 		fields: match columns.next_text()? {
-			None => Table::default(),
-			Some(text) => Table::decode(text).map_err(|error| damaged(&digest, error))?,
+			None => Fields::default(),
+			Some(text) => Table::decode(text).map_err(|error| damaged(&digest, error))?.into(),
 		},
 		revoked_by: columns.next()?,
 	})
