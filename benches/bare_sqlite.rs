@@ -22,14 +22,17 @@ use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
 use prosody_invites::store::sqlite::{
-	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN_INVITES, OPEN_INVITES_OF_USER, REDEEMED_CLAIM,
-	REDEMPTION, UPDATE,
+	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN, OPEN_OF_USER, REDEMPTION, TAKE_CLAIM, UPDATE,
 };
 use prosody_invites::token::{Digest, Nonce, Token};
 use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, TransactionBehavior, params};
 
 const CONNECTION: &str = include_str!("../src/store/sqlite/connection.sql");
+
+/// In the order in which [`CREATE`] takes them.
+const COLUMNS: &str = "host, digest, token, expires, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, fields, \
+	type, kind, username, allow_registration, created_at, max_uses, inviter";
 
 const HOST: &str = "example.com";
 const DAY: i64 = 86400;
@@ -42,8 +45,8 @@ const NUMBER: usize = 10;
 struct Bare {
 	/// Its transactions begin as the module's do, with the lock.
 	connection: Connection,
-	/// Parameters of [`CREATE`] with their values.
-	model: Vec<(String, Value)>,
+	/// Parameters of [`CREATE`].
+	model: Vec<Value>,
 	/// The additional data of that, before and after the number by which it differs from that of others.
 	fields: (String, String),
 	/// So many invites were made here.
@@ -58,13 +61,15 @@ impl Bare {
 		let mut connection = Connection::open(path)?;
 		connection.execute_batch(CONNECTION)?;
 		connection.set_transaction_behavior(TransactionBehavior::Immediate);
-		let (model, fields) =
-			Connection::open(model)?.query_row("SELECT * FROM invite LIMIT 1", [], |row| {
-				let names = row.as_ref().column_names();
+		let (model, fields) = Connection::open(model)?.query_row(
+			&format!("SELECT {COLUMNS} FROM invite LIMIT 1"),
+			[],
+			|row| {
 				let model: Result<_, rusqlite::Error> =
-					names.into_iter().map(|name| Ok((format!(":{name}"), row.get(name)?))).collect();
+					(0..row.as_ref().column_count()).map(|column| row.get(column)).collect();
 				Ok((model?, row.get::<_, String>("fields")?))
-			})?;
+			},
+		)?;
 		let number = fields.find(READER).ok_or("the model has no number")? + READER.len();
 		let rest = fields.get(number + NUMBER..).ok_or("the number of the model is cut off")?;
 		let fields = (fields[..number].to_owned(), rest.to_owned());
@@ -105,19 +110,16 @@ impl Bare {
 		let expires = now + WEEK;
 		self.made.set(self.made.get() + 1);
 		let fields = format!("{}{:NUMBER$}{}", self.fields.0, self.made.get(), self.fields.1);
-		let parameters: Vec<(&str, &dyn ToSql)> = self
-			.model
-			.iter()
-			.map(|(name, value)| {
-				let value: &dyn ToSql = match name.as_str() {
-					":digest" => digest.as_bytes(),
-					":token" => &revealed,
-					":created_at" => &now,
-					":expires" => &expires,
-					":fields" => &fields,
-					_ => value,
-				};
-				(name.as_str(), value)
+		let parameters: Vec<&dyn ToSql> = COLUMNS
+			.split(", ")
+			.zip(&self.model)
+			.map(|(name, value)| match name {
+				"digest" => digest.as_bytes() as &dyn ToSql,
+				"token" => &revealed,
+				"created_at" => &now,
+				"expires" => &expires,
+				"fields" => &fields,
+				_ => value,
 			})
 			.collect();
 		let start = Instant::now();
@@ -136,41 +138,59 @@ impl Bare {
 		let transaction = connection.unchecked_transaction()?;
 		match claimed {
 			Some((nonce, _)) => {
-				let params = named_params! { ":host": HOST, ":nonce": nonce.as_bytes() };
-				connection.prepare_cached(REDEEMED_CLAIM)?.query_row(params, read_all)?;
+				let params = params![HOST, nonce.as_bytes()];
+				connection.prepare_cached(TAKE_CLAIM)?.query_row(params, read_all)?;
 			}
 			None => self.view(digest, None)?,
 		}
-		connection.prepare_cached(REDEMPTION)?.execute(named_params! {
-			":host": HOST, ":digest": digest.as_bytes(), ":nonce": nonce, ":purpose": "account",
-			":invitee": claimed.map(|(_, username)| username), ":source": "mod_register", ":used_at": now,
-		})?;
+		connection.prepare_cached(REDEMPTION)?.execute(params![
+			HOST,
+			digest.as_bytes(),
+			nonce,
+			"account",
+			claimed.map(|(_, username)| username),
+			"mod_register",
+			now
+		])?;
 		let is_found = self.find(digest)?;
 		if let Some((_, username)) = claimed {
-			let params = named_params! { ":host": HOST, ":username": username };
+			let params = params![HOST, username];
 			connection.prepare_cached(LINEAGE)?.query_row(params, read_all).optional()?;
-			connection.prepare_cached(BROUGHT)?.execute(named_params! {
-				":host": HOST, ":username": username, ":inviter": "desk", ":digest": digest.as_bytes(), ":joined_at": now,
-			})?;
+			connection.prepare_cached(BROUGHT)?.execute(params![
+				HOST,
+				username,
+				"desk",
+				digest.as_bytes(),
+				now
+			])?;
 		}
-		let fields = self.model.iter().find(|(name, _)| name == ":fields").map(|(_, value)| value);
-		connection.prepare_cached(UPDATE)?.execute(named_params! {
-			":host": HOST, ":digest": digest.as_bytes(), ":token": None::<String>, ":expires": now + WEEK, ":uses": 1,
-			":paused": false, ":revoked_at": None::<i64>, ":revoked_why": None::<String>, ":revoked_by": None::<String>,
-			":ended_at": now, ":fields": fields,
-		})?;
+		let fields =
+			COLUMNS.split(", ").position(|name| name == "fields").and_then(|column| self.model.get(column));
+		connection.prepare_cached(UPDATE)?.execute(params![
+			HOST,
+			digest.as_bytes(),
+			None::<String>,
+			now + WEEK,
+			1,
+			false,
+			None::<i64>,
+			None::<String>,
+			None::<String>,
+			now,
+			fields
+		])?;
 		transaction.commit()?;
 		Ok(is_found)
 	}
 
 	/// What a decision reads.
 	fn view(&self, digest: &Digest, username: Option<&str>) -> Result<(), rusqlite::Error> {
-		let host = named_params! { ":host": HOST };
+		let host = params![HOST];
 		self.connection.prepare_cached(CLAIMS)?.query_map(host, read_all)?.collect::<Result<(), _>>()?;
 		if let Some(username) = username {
-			let params = named_params! { ":host": HOST, ":username": username };
+			let params = params![HOST, username];
 			self.connection
-				.prepare_cached(OPEN_INVITES_OF_USER)?
+				.prepare_cached(OPEN_OF_USER)?
 				.query_map(params, read_all)?
 				.collect::<Result<(), _>>()?;
 		}
@@ -193,10 +213,15 @@ impl Bare {
 		self.find(&digest)?;
 		let transaction = self.connection.unchecked_transaction()?;
 		self.view(&digest, Some(&username))?;
-		self.connection.prepare_cached(CLAIM)?.execute(named_params! {
-			":host": HOST, ":nonce": nonce.as_bytes(), ":digest": digest.as_bytes(), ":purpose": "account",
-			":invitee": username, ":boot": nonce.as_bytes(), ":lease_end": clock::now() + 60,
-		})?;
+		self.connection.prepare_cached(CLAIM)?.execute(params![
+			HOST,
+			nonce.as_bytes(),
+			digest.as_bytes(),
+			"account",
+			username,
+			nonce.as_bytes(),
+			clock::now() + 60
+		])?;
 		transaction.commit()?;
 		let is_found = self.redeem(&digest, Some((&nonce, &username)))?;
 		Ok((is_found, start.elapsed()))
@@ -204,13 +229,13 @@ impl Bare {
 
 	fn list(&self) -> Result<(usize, Duration), rusqlite::Error> {
 		let start = Instant::now();
-		let params = named_params! { ":host": HOST, ":after": &[][..] as &[u8], ":limit": i64::MAX };
-		let count = self.connection.prepare_cached(OPEN_INVITES)?.query_map(params, read_all)?.count();
+		let params = params![HOST, &[][..] as &[u8], i64::MAX];
+		let count = self.connection.prepare_cached(OPEN)?.query_map(params, read_all)?.count();
 		Ok((count, start.elapsed()))
 	}
 
 	fn find(&self, digest: &Digest) -> Result<bool, rusqlite::Error> {
-		let params = named_params! { ":host": HOST, ":digest": digest.as_bytes() };
+		let params = params![HOST, digest.as_bytes()];
 		Ok(self.connection.prepare_cached(FIND)?.query_row(params, read_all).optional()?.is_some())
 	}
 

@@ -19,9 +19,9 @@ use proptest::test_runner::{Config, TestRunner};
 use prosody_invites::clock::Timestamp;
 use prosody_invites::error::InviteError;
 use prosody_invites::invite::Type;
+use prosody_invites::invites::{Attempt, Invites, Request};
 use prosody_invites::redemption::{Account, LEASE, Purpose};
-use prosody_invites::service::{Attempt, Invites, Request};
-use prosody_invites::store::InviteStore;
+use prosody_invites::store::Store;
 use prosody_invites::store::memory::MemoryStore;
 #[cfg(feature = "postgres")]
 use prosody_invites::store::postgres::PostgresStore;
@@ -437,9 +437,9 @@ impl Run<'_> {
 /// How a kind of store is had.
 trait Stores {
 	/// For a new case, whose host is in none yet.
-	fn for_a_case(&mut self) -> Arc<dyn InviteStore>;
+	fn for_a_case(&mut self) -> Arc<dyn Store>;
 	/// What a process finds that starts after another one died.
-	fn after_a_crash(&mut self) -> Arc<dyn InviteStore>;
+	fn after_a_crash(&mut self) -> Arc<dyn Store>;
 }
 
 fn agrees_with_the_model(cases: u32, stores: impl Stores) {
@@ -475,13 +475,13 @@ const CASES: u32 = 10_000;
 struct Memory(Arc<MemoryStore>);
 
 impl Stores for Memory {
-	fn for_a_case(&mut self) -> Arc<dyn InviteStore> {
+	fn for_a_case(&mut self) -> Arc<dyn Store> {
 		self.0 = Arc::default();
 		self.after_a_crash()
 	}
 
-	fn after_a_crash(&mut self) -> Arc<dyn InviteStore> {
-		Arc::clone(&self.0) as Arc<dyn InviteStore>
+	fn after_a_crash(&mut self) -> Arc<dyn Store> {
+		Arc::clone(&self.0) as Arc<dyn Store>
 	}
 }
 
@@ -491,11 +491,11 @@ struct Sqlite {
 }
 
 impl Stores for Sqlite {
-	fn for_a_case(&mut self) -> Arc<dyn InviteStore> {
-		Arc::clone(&self.store) as Arc<dyn InviteStore>
+	fn for_a_case(&mut self) -> Arc<dyn Store> {
+		Arc::clone(&self.store) as Arc<dyn Store>
 	}
 
-	fn after_a_crash(&mut self) -> Arc<dyn InviteStore> {
+	fn after_a_crash(&mut self) -> Arc<dyn Store> {
 		self.store = Arc::new(SqliteStore::new(&self.path, LOCK_WAIT));
 		self.for_a_case()
 	}
@@ -532,11 +532,11 @@ struct Postgres {
 
 #[cfg(feature = "postgres")]
 impl Stores for Postgres {
-	fn for_a_case(&mut self) -> Arc<dyn InviteStore> {
-		Arc::clone(&self.store) as Arc<dyn InviteStore>
+	fn for_a_case(&mut self) -> Arc<dyn Store> {
+		Arc::clone(&self.store) as Arc<dyn Store>
 	}
 
-	fn after_a_crash(&mut self) -> Arc<dyn InviteStore> {
+	fn after_a_crash(&mut self) -> Arc<dyn Store> {
 		self.store = Arc::new(PostgresStore::new(&self.url, LOCK_WAIT).unwrap());
 		self.for_a_case()
 	}

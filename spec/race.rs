@@ -14,8 +14,8 @@ use std::time::Duration;
 use prosody_invites::clock;
 use prosody_invites::error::InviteError;
 use prosody_invites::invite::Type;
+use prosody_invites::invites::{Attempt, Invites, Request};
 use prosody_invites::redemption::Purpose;
-use prosody_invites::service::{Attempt, Invites, Request};
 #[cfg(feature = "postgres")]
 use prosody_invites::store::postgres::PostgresStore;
 use prosody_invites::store::sqlite::SqliteStore;

@@ -79,7 +79,7 @@ pub struct Invite {
 	/// Its key within the host.
 	pub digest: Digest,
 	/// The secret, where the store still has it: it goes when the invite is used up or revoked, and with
-	/// [`AtRest::Digest`](crate::service::AtRest) it never comes there.
+	/// [`AtRest::Digest`](crate::invites::AtRest) it never comes there.
 	pub token: Option<Token>,
 	/// What it is made for.
 	pub invite_type: Type,

@@ -29,6 +29,7 @@ pub mod clock;
 pub mod duration;
 pub mod error;
 pub mod invite;
+pub mod invites;
 pub mod lifecycle;
 pub mod lineage;
 pub mod listing;
@@ -38,7 +39,7 @@ pub mod pasted;
 pub mod policy;
 pub mod redemption;
 pub mod render;
-pub mod service;
+
 mod signals;
 pub mod stats;
 pub mod store;

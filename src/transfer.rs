@@ -15,8 +15,8 @@ use thiserror::Error;
 
 use crate::clock::{Stopwatch, Timestamp};
 use crate::error::InviteError;
+use crate::invites::Invites;
 use crate::lifecycle::State;
-use crate::service::Invites;
 use crate::store::Record;
 use crate::token::Digest;
 use line::Line;

@@ -13,9 +13,9 @@ use mlua::{Lua, Result as LuaResult, Table};
 use super::bundled::Bundled;
 use super::prosody::HostStorage;
 use crate::invite::Invite;
-use crate::store::conformance::PROMISES;
+use crate::store::Record;
+use crate::store::conformance::{PROMISES, Uses};
 use crate::store::memory::MemoryStore;
-use crate::store::{InviteStore, Record};
 
 pub(super) fn add_to(lua: &Lua, library: &Table) -> LuaResult<()> {
 	library.set("promises", PROMISES.iter().map(|(name, _)| *name).collect::<Vec<_>>())?;
@@ -30,8 +30,8 @@ fn keep(lua: &Lua, name: &str, options: &Table) -> LuaResult<(Option<bool>, Opti
 	let bundled = Bundled::new(options)?;
 	let functions: Table = options.get("bundled")?;
 	let storage = HostStorage::new(lua, &functions, bundled.clone())?;
-	let store = MemoryStore::over(Arc::default(), storage);
-	let again = MemoryStore::over(Arc::default(), HostStorage::new(lua, &functions, bundled)?);
+	let again = HostStorage::new(lua, &functions, bundled)?;
+	let [store, again] = [storage, again].map(over_storage);
 	let panic = Arc::new(Mutex::new(None));
 	let told = Arc::clone(&panic);
 	set_hook(Box::new(move |info| {
@@ -55,8 +55,13 @@ fn keep(lua: &Lua, name: &str, options: &Table) -> LuaResult<(Option<bool>, Opti
 	Ok((None, panic.lock().ok().and_then(|mut told| told.take())))
 }
 
+#[expect(clippy::arc_with_non_send_sync, reason = "it holds Lua functions, and stays in Lua's thread")]
+fn over_storage(storage: HostStorage) -> Arc<MemoryStore<HostStorage>> {
+	Arc::new(MemoryStore::over(Arc::default(), storage))
+}
+
 /// What must be the same whoever reads the rows, and when.
-fn kept(store: &dyn InviteStore, host: &str) -> Result<Vec<Invite>, String> {
+fn kept(store: &dyn Uses, host: &str) -> Result<Vec<Invite>, String> {
 	let records = store.records(host, None, u32::MAX).map_err(|error| error.to_string())?;
 	let invite = |Record { invite, .. }: Record| Invite {
 		created_at: if invite.allow_registration { invite.created_at } else { 0 },

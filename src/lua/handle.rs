@@ -55,10 +55,10 @@ use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, tr
 use crate::clock::{self, Timestamp};
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type, local_user};
+use crate::invites::{Attempt, Invites, Request};
 use crate::pasted::{self, Pasted};
 use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Purpose};
-use crate::service::{Attempt, Invites, Request};
 use crate::store::{Bundled as Tokens, Record};
 use crate::token::{Digest, Nonce, Token};
 

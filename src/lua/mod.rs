@@ -44,8 +44,8 @@ use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as
 use crate::bad_tokens::BadTokens;
 use crate::clock;
 use crate::error::InviteError;
-use crate::service::{AtRest, Invites};
-use crate::store::InviteStore;
+use crate::invites::{AtRest, Invites};
+use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use bundled::Bundled;
@@ -118,7 +118,7 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
 	let bundled = Bundled::new(options)?;
-	let store: Arc<dyn InviteStore> = match storage.as_str() {
+	let store: Arc<dyn Store> = match storage.as_str() {
 		"sqlite" => {
 			let path: BString = options.get("path")?;
 			let lock_wait: u64 = options.get("lock_wait_ms")?;
@@ -143,7 +143,7 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 		}
 		"memory" => {
 			static STORE: OnceLock<Arc<MemoryStore>> = OnceLock::new();
-			Arc::clone(STORE.get_or_init(Arc::default)) as Arc<dyn InviteStore>
+			Arc::clone(STORE.get_or_init(Arc::default)) as Arc<dyn Store>
 		}
 		other => {
 			return Ok(Err(Failure::Misuse(format!(

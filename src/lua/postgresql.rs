@@ -5,10 +5,10 @@ use std::sync::Arc;
 use mlua::{Result as LuaResult, Table};
 
 use super::Failure;
-use crate::store::InviteStore;
+use crate::store::Store;
 
 #[cfg(feature = "postgres")]
-pub(super) fn open(options: &Table) -> LuaResult<Result<Arc<dyn InviteStore>, Failure>> {
+pub(super) fn open(options: &Table) -> LuaResult<Result<Arc<dyn Store>, Failure>> {
 	use std::time::Duration;
 
 	use crate::store::postgres::PostgresStore;
@@ -35,7 +35,7 @@ pub(super) fn open(options: &Table) -> LuaResult<Result<Arc<dyn InviteStore>, Fa
 
 #[cfg(not(feature = "postgres"))]
 #[expect(clippy::unnecessary_wraps, reason = "as with PostgreSQL compiled in")]
-pub(super) fn open(_: &Table) -> LuaResult<Result<Arc<dyn InviteStore>, Failure>> {
+pub(super) fn open(_: &Table) -> LuaResult<Result<Arc<dyn Store>, Failure>> {
 	Ok(Err(Failure::Misuse(
 		"invite_storage = \"postgresql\" needs a library that was built for it: run make build without FEATURES="
 			.to_owned(),

@@ -246,7 +246,7 @@ impl Backing for HostStorage {
 		Ok(())
 	}
 
-	fn check(&self, host: &str) -> Vec<Finding> {
+	fn health(&self, host: &str) -> Vec<Finding> {
 		vec![match self.load(host) {
 			Ok(invites) => Finding::ok(format!(
 				"the storage of this host can be read and holds {} invites",

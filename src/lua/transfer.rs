@@ -27,7 +27,7 @@ use super::{Failure, Outcome, outcome, set_some};
 use crate::check::{Finding, Level};
 use crate::clock;
 use crate::error::InviteError;
-use crate::service::Invites;
+use crate::invites::Invites;
 use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 use crate::store::sqlite::backup::Backup;

@@ -9,16 +9,315 @@
 #[cfg(test)]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Bundled, Carries, InviteStore, Record, StoreError};
-use crate::check::Level;
+use std::sync::Arc;
+
+use super::{Bundled, Carries, Members, Record, Store, StoreError};
+#[cfg(test)]
+use super::{Lock, Work};
+use crate::check::{Finding, Level};
 use crate::clock::Timestamp;
+use crate::error::InviteError;
 use crate::invite::{Invite, Type};
+use crate::invites::Invites;
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::policy::{Allowance, Inviter, Limits, Policy, Reason, Usage};
-use crate::redemption::{Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal};
+use crate::policy::{Allowance, Inviter, LimitReached, Limits, Policy, Reason, Usage};
+use crate::redemption::{Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Fields, Value};
+
+/// The use cases of [`Invites`], for any host, on a store that is tested.
+pub(crate) trait Uses {
+	/// The invites of a host.
+	fn of(&self, host: &str) -> Invites;
+
+	fn carries(&self) -> Carries {
+		self.of("").carries()
+	}
+
+	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
+		self.of(&invite.host).save(invite).map_err(of_store)
+	}
+
+	fn create_within(
+		&self,
+		invite: &Invite,
+		allowance: &Allowance,
+	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
+		match self.of(&invite.host).save_within(invite, allowance) {
+			Ok(superseded) => Ok(Ok(superseded)),
+			Err(InviteError::LimitReached(reached)) => Ok(Err(reached)),
+			Err(error) => Err(of_store(error)),
+		}
+	}
+
+	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
+		self.of(host).usage(allowance, now)
+	}
+
+	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
+		let host = records.first().map_or("", |record| &record.invite.host);
+		self.of(host).import(records).map_err(of_store)
+	}
+
+	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError> {
+		self.of(host).records(after, limit).map_err(of_store)
+	}
+
+	fn forget_tokens(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Option<Digest>, StoreError> {
+		self.of(host).take_tokens(after, limit)
+	}
+
+	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		self.of(host).check(now)
+	}
+
+	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
+		self.of(host).known(digest)
+	}
+
+	fn claim(
+		&self,
+		claim: &Claim,
+		replaced: Option<&Nonce>,
+		now: Timestamp,
+	) -> Result<Result<Admission, Refusal>, StoreError> {
+		self.of(&claim.host).make_claim(claim, replaced, now)
+	}
+
+	fn redeem(
+		&self,
+		host: &str,
+		digest: &Digest,
+		nonce: &Nonce,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Redeemed, StoreError> {
+		self.of(host).use_claim(digest, nonce, source, now)
+	}
+
+	fn redeem_at_once(
+		&self,
+		claim: &Claim,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
+		self.of(&claim.host).use_at_once(claim, source, now)
+	}
+
+	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
+		match only_stale {
+			Some(now) => self.of(host).release_stale(nonce, now),
+			None => self.of(host).release(nonce).map_err(of_store),
+		}
+	}
+
+	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
+		self.of(host).renew_until(nonce, lease_end)
+	}
+
+	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
+		self.of(&claim.host).view(claim, now)
+	}
+
+	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
+		self.of(host).view_of_name(username, now)
+	}
+
+	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError> {
+		self.of(host).claims()
+	}
+
+	fn revoke(
+		&self,
+		host: &str,
+		digest: &Digest,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Option<Invite>, StoreError> {
+		self.of(host).revoke(digest, why, by, now).map_err(of_store)
+	}
+
+	fn retire(
+		&self,
+		host: &str,
+		username: &str,
+		which: &dyn Fn(&Invite) -> bool,
+		why: &str,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.of(host).revoke_of(username, which, why, now)
+	}
+
+	fn retire_inviter(
+		&self,
+		host: &str,
+		inviter: &str,
+		is_branch: bool,
+		why: Option<&str>,
+		by: Option<&str>,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.of(host).revoke_inviter(inviter, is_branch, why, by, now).map_err(of_store)
+	}
+
+	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
+		self.of(host).made_by(inviter).map_err(of_store)
+	}
+
+	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
+		self.of(host).members(Members::BroughtBy(inviter))
+	}
+
+	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
+		Ok(self.of(host).members(Members::Of(username))?.pop())
+	}
+
+	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
+		self.of(host).import_lineage(members).map_err(of_store)
+	}
+
+	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {
+		self.of(host).set_paused(digest, paused).map_err(of_store)
+	}
+
+	fn extend(
+		&self,
+		host: &str,
+		digest: &Digest,
+		expires: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError> {
+		self.of(host).extend(digest, expires.map(|expires| expires - now), now).map_err(of_store)
+	}
+
+	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
+		self.of(host).end_expired(limit, now).map_err(of_store)
+	}
+
+	fn open_invites(
+		&self,
+		host: &str,
+		after: Option<&Digest>,
+		limit: u32,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.of(host).open(after, limit)
+	}
+
+	fn listing(
+		&self,
+		host: &str,
+		part: Part,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<Vec<Invite>, StoreError> {
+		self.of(host).listing(part, after, limit, now)
+	}
+
+	fn count_open(
+		&self,
+		host: &str,
+		after: &Position,
+		limit: u32,
+	) -> Result<(u32, Option<Position>), StoreError> {
+		self.of(host).count_open(after, limit).map_err(of_store)
+	}
+
+	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError> {
+		self.of(host).purge(before, limit, bundled).map_err(of_store)
+	}
+
+	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {
+		self.of(host).redemptions(digest).map_err(of_store)
+	}
+}
+
+impl<S: Store + 'static> Uses for Arc<S> {
+	fn of(&self, host: &str) -> Invites {
+		Invites::new(host.to_owned(), Arc::clone(self) as Arc<dyn Store>)
+	}
+}
+
+/// What is in the database of every schema that was released: `spec/fixtures`.
+#[cfg(test)]
+pub(crate) fn released() -> Vec<Record> {
+	let text = include_str!("../../spec/fixtures/released.jsonl");
+	let invites =
+		Invites::new("example.com".to_owned(), Arc::new(crate::store::memory::MemoryStore::default()));
+	let terms = crate::transfer::Terms {
+		prepare: &|name| Some(name.to_owned()),
+		is_shared: false,
+		progress: &|_, _| (),
+	};
+	crate::transfer::import(&invites, &mut std::io::Cursor::new(text), &terms).unwrap();
+	invites.records(None, 100).unwrap().into_iter().map(without_spent_token).collect()
+}
+
+/// A migration may forget the secrets that nobody can use any more.
+#[cfg(test)]
+pub(crate) fn without_spent_token(mut record: Record) -> Record {
+	if record.invite.ended_at.is_some() {
+		record.invite.token = None;
+	}
+	record
+}
+
+fn of_store(error: InviteError) -> StoreError {
+	match error {
+		InviteError::Store(error) => error,
+		other => StoreError::Unusable { problem: other.to_string(), source: None },
+	}
+}
+
+/// A store that does each write twice, and takes the first back: as one does whose connection breaks in the commit.
+#[cfg(test)]
+#[derive(Debug)]
+pub(crate) struct Twice<S>(pub(crate) S);
+
+#[cfg(test)]
+impl<S: Store> Store for Twice<S> {
+	fn carries(&self) -> Carries {
+		self.0.carries()
+	}
+
+	fn look(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+		self.0.look(doing, host, &mut *work)?;
+		self.0.look(doing, host, work)
+	}
+
+	fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+		self.0.read(doing, host, &mut *work)?;
+		self.0.read(doing, host, work)
+	}
+
+	fn write(
+		&self,
+		doing: &'static str,
+		host: &str,
+		locks: &[Lock<'_>],
+		work: Work<'_>,
+	) -> Result<(), StoreError> {
+		let taken_back = || StoreError::Unsupported { what: "the first of two" };
+		self.0
+			.write(doing, host, locks, &mut |rows| {
+				work(rows)?;
+				Err(taken_back().into())
+			})
+			.unwrap_err();
+		self.0.write(doing, host, locks, work)
+	}
+
+	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		self.0.health(host, now)
+	}
+}
 
 /// Passes the names of the promises that every store keeps on to [`tests`] or [`table`].
 macro_rules! promises {
@@ -89,7 +388,7 @@ macro_rules! tests {
 			fn $promise() {
 				let scratch = tempfile::tempdir().unwrap();
 				let make: fn(&std::path::Path) -> _ = $make;
-				$crate::store::conformance::$promise(&make(scratch.path()));
+				$crate::store::conformance::$promise(&std::sync::Arc::new(make(scratch.path())));
 			}
 		)*
 	};
@@ -104,7 +403,7 @@ macro_rules! table {
 pub(crate) use {promises, races, tests};
 
 #[cfg(feature = "conformance")]
-type Promise = fn(&dyn InviteStore);
+type Promise = fn(&dyn Uses);
 
 /// Every promise with its name, to be run on an empty store. It panics where the promise is broken.
 #[cfg(feature = "conformance")]
@@ -153,13 +452,13 @@ pub(crate) fn claim(invite: &Invite, purpose: Purpose, invitee: &str, now: Times
 }
 
 /// Claims and redeems for an account without a name; whether it was let.
-pub(crate) fn redeem_once(store: &dyn InviteStore, invite: &Invite) -> bool {
+pub(crate) fn redeem_once(store: &dyn Uses, invite: &Invite) -> bool {
 	let claim = Claim { invitee: None, ..claim(invite, Purpose::Account, "", NOW) };
 	store.redeem_at_once(&claim, Some("test"), NOW).unwrap().is_ok()
 }
 
 /// What can be found of an invite that has ended.
-fn ended(store: &dyn InviteStore, invite: Invite) -> Option<Invite> {
+fn ended(store: &dyn Uses, invite: Invite) -> Option<Invite> {
 	store.carries().history.then_some(invite)
 }
 
@@ -167,7 +466,7 @@ fn is_refused<T>(result: &Result<T, StoreError>) -> bool {
 	matches!(result, Err(StoreError::Unsupported { .. }))
 }
 
-pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &dyn InviteStore) {
+pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &dyn Uses) {
 	let full = sample("example.com", "full");
 	let bare = Invite { expires: None, fields: Fields::default(), ..account("bare") };
 	let group = Invite { max_uses: None, ..account("group") };
@@ -183,7 +482,7 @@ pub(crate) fn an_invite_comes_back_as_it_was_stored(store: &dyn InviteStore) {
 	}
 }
 
-pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn InviteStore) {
+pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn Uses) {
 	let Carries { history, pause, several_uses, contact_details, digests } = store.carries();
 	let good = account("good");
 	let contact = Invite { allow_registration: false, ..sample("example.com", "contact") };
@@ -224,7 +523,7 @@ pub(crate) fn what_is_not_carried_is_refused_and_changes_nothing(store: &dyn Inv
 	}
 }
 
-pub(crate) fn hosts_do_not_see_each_others_invites(store: &dyn InviteStore) {
+pub(crate) fn hosts_do_not_see_each_others_invites(store: &dyn Uses) {
 	let (here, there) = (sample("a.example", "same"), sample("b.example", "same"));
 	store.create(&here).unwrap();
 	let claim_there = claim(&there, Purpose::Account, "bob", NOW);
@@ -244,7 +543,7 @@ pub(crate) fn hosts_do_not_see_each_others_invites(store: &dyn InviteStore) {
 	assert_eq!(store.open_invites("b.example", None, 10).unwrap(), [there]);
 }
 
-pub(crate) fn a_second_invite_with_the_same_token_is_refused_and_the_first_stays(store: &dyn InviteStore) {
+pub(crate) fn a_second_invite_with_the_same_token_is_refused_and_the_first_stays(store: &dyn Uses) {
 	for first in [account("same"), bound("bound", "juliet")] {
 		store.create(&first).unwrap();
 		let second = Invite { created_at: 5, ..first.clone() };
@@ -253,7 +552,7 @@ pub(crate) fn a_second_invite_with_the_same_token_is_refused_and_the_first_stays
 	}
 }
 
-pub(crate) fn a_newer_bound_invite_revokes_the_older(store: &dyn InviteStore) {
+pub(crate) fn a_newer_bound_invite_revokes_the_older(store: &dyn Uses) {
 	let (older, newer) =
 		(bound("older", "juliet"), Invite { created_at: NOW + 1, ..bound("newer", "juliet") });
 	store.create(&older).unwrap();
@@ -283,7 +582,7 @@ pub(crate) fn made_by(inviter: &str, token: &str) -> Invite {
 	Invite { fields: fields.into_iter().collect(), ..account(token) }
 }
 
-pub(crate) fn tokens_are_forgotten_page_by_page_and_links_with_them(store: &dyn InviteStore) {
+pub(crate) fn tokens_are_forgotten_page_by_page_and_links_with_them(store: &dyn Uses) {
 	let linked = |token: &str| {
 		let fields = [(Value::text("landing_page"), Value::text(&format!("https://example.com/?{token}")))];
 		Invite { fields: fields.into_iter().collect(), ..account(token) }
@@ -313,7 +612,7 @@ pub(crate) fn tokens_are_forgotten_page_by_page_and_links_with_them(store: &dyn 
 	assert_eq!(store.find("example.net", &elsewhere.digest).unwrap(), Some(elsewhere));
 }
 
-pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn InviteStore) {
+pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn Uses) {
 	let contact = Invite {
 		username: Some("juliet".to_owned()),
 		created_at: NOW - 1,
@@ -339,7 +638,7 @@ pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn InviteStore) {
 	assert_eq!(store.usage("example.com", &allowance("nurse", 1, 1), NOW).unwrap(), Usage::default());
 }
 
-pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets(store: &dyn InviteStore) {
+pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets(store: &dyn Uses) {
 	let make = |name: &str, token: &str, allowance: &Allowance| {
 		store.create_within(&made_by(name, token), allowance).unwrap().map_err(|reached| reached.reason)
 	};
@@ -366,13 +665,13 @@ pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets(store: &dyn InviteSto
 }
 
 #[cfg(test)]
-pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets_whatever_races(store: &(impl InviteStore + Sync)) {
+pub(crate) fn an_inviter_makes_no_more_than_the_limit_lets_whatever_races(store: &(impl Uses + Sync)) {
 	inviters_race(&[store, store]);
 }
 
 /// Eight threads, each with one of the stores, make invites for one inviter after the other.
 #[cfg(test)]
-pub(crate) fn inviters_race(stores: &[&(impl InviteStore + Sync)]) {
+pub(crate) fn inviters_race(stores: &[&(impl Uses + Sync)]) {
 	for round in 0..20 {
 		let inviter = format!("inviter{round}");
 		let allowance = allowance(&inviter, 10, 100);
@@ -394,7 +693,7 @@ pub(crate) fn inviters_race(stores: &[&(impl InviteStore + Sync)]) {
 	}
 }
 
-pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &dyn InviteStore) {
+pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &dyn Uses) {
 	let [used, revoked, open, new, same_name] =
 		["used", "revoked", "open", "new", "same name"].map(|token| bound(token, token));
 	let same_name = Invite { username: new.username.clone(), ..same_name };
@@ -416,7 +715,7 @@ pub(crate) fn an_import_keeps_what_is_new_and_wakes_nothing(store: &dyn InviteSt
 	assert_eq!([found(&open), found(&new), found(&same_name)], [open, new, same_name].map(Some));
 }
 
-pub(crate) fn a_limit_is_reached_exactly(store: &dyn InviteStore) {
+pub(crate) fn a_limit_is_reached_exactly(store: &dyn Uses) {
 	let limits: &[u32] = if store.carries().several_uses { &[1, 5] } else { &[1] };
 	for &limit in limits {
 		let invite = Invite { max_uses: Some(limit), ..account(&format!("limit {limit}")) };
@@ -430,7 +729,7 @@ pub(crate) fn a_limit_is_reached_exactly(store: &dyn InviteStore) {
 }
 
 #[cfg(test)]
-pub(crate) fn a_limit_is_reached_exactly_whatever_races(store: &(impl InviteStore + Sync)) {
+pub(crate) fn a_limit_is_reached_exactly_whatever_races(store: &(impl Uses + Sync)) {
 	for limit in [1, 5] {
 		let invite = Invite { max_uses: Some(limit), ..account(&format!("limit {limit}")) };
 		store.create(&invite).unwrap();
@@ -463,7 +762,7 @@ pub(crate) fn a_limit_is_reached_exactly_whatever_races(store: &(impl InviteStor
 }
 
 #[cfg(test)]
-pub(crate) fn a_name_is_claimed_once_whatever_races(store: &(impl InviteStore + Sync)) {
+pub(crate) fn a_name_is_claimed_once_whatever_races(store: &(impl Uses + Sync)) {
 	let group = Invite { max_uses: None, ..account("group") };
 	store.create(&group).unwrap();
 	let claimed = AtomicUsize::new(0);
@@ -481,7 +780,7 @@ pub(crate) fn a_name_is_claimed_once_whatever_races(store: &(impl InviteStore + 
 	assert_eq!(claimed.into_inner(), 1);
 }
 
-pub(crate) fn without_a_limit_every_redemption_counts(store: &dyn InviteStore) {
+pub(crate) fn without_a_limit_every_redemption_counts(store: &dyn Uses) {
 	let invite = Invite { max_uses: None, ..account("group") };
 	store.create(&invite).unwrap();
 	for _ in 0..3 {
@@ -491,7 +790,7 @@ pub(crate) fn without_a_limit_every_redemption_counts(store: &dyn InviteStore) {
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), Some(Invite { uses, ..invite }));
 }
 
-pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &dyn InviteStore) {
+pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &dyn Uses) {
 	let invite = sample("example.com", "secret");
 	store.create(&invite).unwrap();
 	let claim = claim(&invite, Purpose::Contact, "romeo@example.net", NOW);
@@ -513,7 +812,7 @@ pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &dyn InviteStore) {
 	assert!(!store.release(&claim.host, &claim.nonce, None).unwrap());
 }
 
-pub(crate) fn a_claim_is_redeemed_even_if_the_invite_was_revoked_since(store: &dyn InviteStore) {
+pub(crate) fn a_claim_is_redeemed_even_if_the_invite_was_revoked_since(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let claim = claim(&invite, Purpose::Account, "alice", NOW);
@@ -525,7 +824,7 @@ pub(crate) fn a_claim_is_redeemed_even_if_the_invite_was_revoked_since(store: &d
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap().is_some(), store.carries().history);
 }
 
-pub(crate) fn a_released_claim_is_free_again_and_lost_to_its_owner(store: &dyn InviteStore) {
+pub(crate) fn a_released_claim_is_free_again_and_lost_to_its_owner(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let (first, second) =
@@ -539,7 +838,7 @@ pub(crate) fn a_released_claim_is_free_again_and_lost_to_its_owner(store: &dyn I
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap().unwrap().uses, 0);
 }
 
-pub(crate) fn a_replaced_claim_makes_room_for_its_successor(store: &dyn InviteStore) {
+pub(crate) fn a_replaced_claim_makes_room_for_its_successor(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let (first, second) =
@@ -551,9 +850,7 @@ pub(crate) fn a_replaced_claim_makes_room_for_its_successor(store: &dyn InviteSt
 	assert!(matches!(redeem(&second), Redeemed::Now(_)));
 }
 
-pub(crate) fn a_contact_gets_in_again_without_another_use_as_long_as_the_invite_is_open(
-	store: &dyn InviteStore,
-) {
+pub(crate) fn a_contact_gets_in_again_without_another_use_as_long_as_the_invite_is_open(store: &dyn Uses) {
 	if !store.carries().history {
 		return;
 	}
@@ -593,7 +890,7 @@ pub(crate) fn a_contact_gets_in_again_without_another_use_as_long_as_the_invite_
 	}
 }
 
-pub(crate) fn who_was_registered_with_an_invite_is_known_to_it_as_a_contact(store: &dyn InviteStore) {
+pub(crate) fn who_was_registered_with_an_invite_is_known_to_it_as_a_contact(store: &dyn Uses) {
 	if !store.carries().history {
 		return;
 	}
@@ -612,7 +909,7 @@ pub(crate) fn who_was_registered_with_an_invite_is_known_to_it_as_a_contact(stor
 	assert!(!is_known(&invite, "romeo@example.com") && is_known(&other, "romeo@example.com"));
 }
 
-pub(crate) fn a_renewed_claim_is_not_stale(store: &dyn InviteStore) {
+pub(crate) fn a_renewed_claim_is_not_stale(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let first = claim(&invite, Purpose::Account, "alice", NOW);
@@ -623,7 +920,7 @@ pub(crate) fn a_renewed_claim_is_not_stale(store: &dyn InviteStore) {
 	assert_eq!(store.claim(&second, None, later).unwrap(), Err(Refusal::Busy));
 }
 
-pub(crate) fn a_stale_claim_is_told_and_its_release_spares_a_renewed_one(store: &dyn InviteStore) {
+pub(crate) fn a_stale_claim_is_told_and_its_release_spares_a_renewed_one(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let first = claim(&invite, Purpose::Account, "alice", NOW);
@@ -636,7 +933,7 @@ pub(crate) fn a_stale_claim_is_told_and_its_release_spares_a_renewed_one(store: 
 	store.claim(&second, None, later).unwrap().unwrap();
 }
 
-pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &dyn InviteStore) {
+pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &dyn Uses) {
 	let unknown = account("unknown");
 	assert_eq!(store.find(&unknown.host, &unknown.digest).unwrap(), None);
 	assert!(!redeem_once(store, &unknown));
@@ -649,7 +946,7 @@ pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &dyn Invit
 	assert_eq!(lost, Redeemed::Lost);
 }
 
-pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(store: &dyn InviteStore) {
+pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(store: &dyn Uses) {
 	let invite = account("revoked");
 	store.create(&invite).unwrap();
 	let revoked = Invite {
@@ -667,7 +964,7 @@ pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(sto
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), ended(store, revoked));
 }
 
-pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &dyn InviteStore) {
+pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &dyn Uses) {
 	let of = |token: &str, username: &str, allow_registration| Invite {
 		username: Some(username.to_owned()),
 		allow_registration,
@@ -688,12 +985,12 @@ pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &dyn Invite
 }
 
 /// Redeems an invite for an account with this name.
-fn register(store: &dyn InviteStore, invite: &Invite, username: &str, now: Timestamp) {
+fn register(store: &dyn Uses, invite: &Invite, username: &str, now: Timestamp) {
 	store.create(invite).unwrap();
 	store.redeem_at_once(&claim(invite, Purpose::Account, username, now), None, now).unwrap().unwrap();
 }
 
-pub(crate) fn who_brought_an_account_is_known_and_the_last_registration_counts(store: &dyn InviteStore) {
+pub(crate) fn who_brought_an_account_is_known_and_the_last_registration_counts(store: &dyn Uses) {
 	let (first, later) = (made_by("juliet", "first"), made_by("nurse", "later"));
 	let lineage = |username: &str| store.lineage("example.com", username).unwrap();
 	let names = |inviter: &str| -> Vec<String> {
@@ -732,7 +1029,7 @@ pub(crate) fn who_brought_an_account_is_known_and_the_last_registration_counts(s
 	assert_eq!(store.lineage("example.net", "paris").unwrap(), None);
 }
 
-pub(crate) fn a_branch_is_revoked_at_once_and_nobody_elses_invites(store: &dyn InviteStore) {
+pub(crate) fn a_branch_is_revoked_at_once_and_nobody_elses_invites(store: &dyn Uses) {
 	register(store, &made_by("juliet", "1"), "romeo", NOW);
 	register(store, &made_by("romeo", "2"), "paris", NOW);
 	let open = [("juliet", "3"), ("romeo", "4"), ("paris", "5"), ("paris", "6"), ("nurse", "7")];
@@ -767,7 +1064,7 @@ pub(crate) fn a_branch_is_revoked_at_once_and_nobody_elses_invites(store: &dyn I
 	assert_eq!(store.open_invites("example.net", None, 10).unwrap().len(), 1);
 }
 
-pub(crate) fn the_invites_of_an_inviter_are_found_whatever_became_of_them(store: &dyn InviteStore) {
+pub(crate) fn the_invites_of_an_inviter_are_found_whatever_became_of_them(store: &dyn Uses) {
 	let made = |token: &str, created_at| Invite { created_at, ..made_by("juliet", token) };
 	let contact = Invite { username: Some("juliet".to_owned()), ..sample("example.com", "contact") };
 	register(store, &made("used", NOW + 1), "romeo", NOW);
@@ -781,7 +1078,7 @@ pub(crate) fn the_invites_of_an_inviter_are_found_whatever_became_of_them(store:
 	assert_eq!(found, tokens.iter().map(|token| Digest::of(token)).collect::<Vec<_>>());
 }
 
-pub(crate) fn a_pause_keeps_others_out_until_it_ends(store: &dyn InviteStore) {
+pub(crate) fn a_pause_keeps_others_out_until_it_ends(store: &dyn Uses) {
 	if !store.carries().pause {
 		return;
 	}
@@ -795,7 +1092,7 @@ pub(crate) fn a_pause_keeps_others_out_until_it_ends(store: &dyn InviteStore) {
 	assert!(!pause(true), "it has ended");
 }
 
-pub(crate) fn each_expired_invite_is_ended_once(store: &dyn InviteStore) {
+pub(crate) fn each_expired_invite_is_ended_once(store: &dyn Uses) {
 	for index in 0..5 {
 		store.create(&Invite { expires: Some(NOW + index), ..account(&format!("t{index}")) }).unwrap();
 	}
@@ -811,7 +1108,7 @@ pub(crate) fn each_expired_invite_is_ended_once(store: &dyn InviteStore) {
 	assert!(redeem_once(store, &ended), "who was validated before may still redeem it");
 }
 
-pub(crate) fn a_name_is_seen_as_reserved_and_as_claimed(store: &dyn InviteStore) {
+pub(crate) fn a_name_is_seen_as_reserved_and_as_claimed(store: &dyn Uses) {
 	let (own, other) = (bound("own", "juliet"), account("other"));
 	store.create(&own).unwrap();
 	store.create(&other).unwrap();
@@ -825,7 +1122,7 @@ pub(crate) fn a_name_is_seen_as_reserved_and_as_claimed(store: &dyn InviteStore)
 	assert_eq!(store.view_name("example.com", "juliet", NOW).unwrap().claims_on_name, [holder]);
 }
 
-pub(crate) fn pages_follow_each_other_without_gap_or_repetition(store: &dyn InviteStore) {
+pub(crate) fn pages_follow_each_other_without_gap_or_repetition(store: &dyn Uses) {
 	let mut expected = Vec::new();
 	for index in 0..25 {
 		let invite = account(&format!("page {index}"));
@@ -850,7 +1147,7 @@ pub(crate) fn pages_follow_each_other_without_gap_or_repetition(store: &dyn Invi
 	assert_eq!(found, expected);
 }
 
-pub(crate) fn records_hold_everything_and_can_be_taken_over_by_another_host(store: &dyn InviteStore) {
+pub(crate) fn records_hold_everything_and_can_be_taken_over_by_another_host(store: &dyn Uses) {
 	let invites: Vec<Invite> = (0..7).map(|index| account(&format!("record {index}"))).collect();
 	for invite in &invites {
 		store.create(invite).unwrap();
@@ -886,7 +1183,7 @@ pub(crate) fn records_hold_everything_and_can_be_taken_over_by_another_host(stor
 	assert_eq!(all("b.example"), moved);
 }
 
-pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn InviteStore) {
+pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn Uses) {
 	store.create(&account("t")).unwrap();
 	let findings = store.check("example.com", NOW + LEAP);
 	assert!(!findings.is_empty());
@@ -896,7 +1193,7 @@ pub(crate) fn a_look_at_a_good_store_finds_nothing_critical(store: &dyn InviteSt
 }
 
 /// Reads a part to its end in pages of three.
-fn whole_part(store: &dyn InviteStore, part: Part, now: Timestamp) -> Vec<Digest> {
+fn whole_part(store: &dyn Uses, part: Part, now: Timestamp) -> Vec<Digest> {
 	let (mut found, mut after) = (Vec::new(), Position::START);
 	loop {
 		let page = store.listing("example.com", part, &after, 3, now).unwrap();
@@ -908,7 +1205,7 @@ fn whole_part(store: &dyn InviteStore, part: Part, now: Timestamp) -> Vec<Digest
 	}
 }
 
-pub(crate) fn the_open_part_shows_the_newest_first(store: &dyn InviteStore) {
+pub(crate) fn the_open_part_shows_the_newest_first(store: &dyn Uses) {
 	let mut expected = Vec::new();
 	for index in 0..10 {
 		// Some of one second, so that the digests have to tell them apart.
@@ -932,7 +1229,7 @@ pub(crate) fn the_open_part_shows_the_newest_first(store: &dyn InviteStore) {
 	assert_eq!(whole_part(store, Part::Open, NOW + 1000), newest_first, "expired ones that nobody noted too");
 }
 
-pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(store: &dyn InviteStore) {
+pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(store: &dyn Uses) {
 	if !store.carries().history {
 		return;
 	}
@@ -956,7 +1253,7 @@ pub(crate) fn the_history_shows_the_last_ended_first_and_what_expired_unnoted(st
 	assert!(!whole_part(store, Part::History, NOW + 25).contains(&unnoted.digest));
 }
 
-pub(crate) fn open_invites_are_counted_in_pages(store: &dyn InviteStore) {
+pub(crate) fn open_invites_are_counted_in_pages(store: &dyn Uses) {
 	for index in 0..7 {
 		store.create(&account(&format!("t{index}"))).unwrap();
 	}
@@ -967,7 +1264,7 @@ pub(crate) fn open_invites_are_counted_in_pages(store: &dyn InviteStore) {
 	assert_eq!(store.count_open("example.net", &Position::START, 4).unwrap(), (0, None));
 }
 
-pub(crate) fn what_is_used_up_or_revoked_keeps_no_secret(store: &dyn InviteStore) {
+pub(crate) fn what_is_used_up_or_revoked_keeps_no_secret(store: &dyn Uses) {
 	if !store.carries().history {
 		return;
 	}
@@ -996,7 +1293,7 @@ pub(crate) fn what_is_used_up_or_revoked_keeps_no_secret(store: &dyn InviteStore
 }
 
 /// How long an invite is good without end: some storages that Prosody has cannot keep an infinite number.
-fn without_end(store: &dyn InviteStore) -> Option<Timestamp> {
+fn without_end(store: &dyn Uses) -> Option<Timestamp> {
 	let endless = Invite { expires: None, ..account("without end") };
 	if is_refused(&store.create(&endless)) {
 		return Some(NOW + 1_000_000);
@@ -1005,7 +1302,7 @@ fn without_end(store: &dyn InviteStore) -> Option<Timestamp> {
 	None
 }
 
-pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(store: &dyn InviteStore) {
+pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(store: &dyn Uses) {
 	let never = without_end(store);
 	let [open, expired, used, revoked] = ["open", "expired", "used", "revoked"].map(account);
 	for invite in [&open, &expired, &used, &revoked] {
@@ -1027,7 +1324,7 @@ pub(crate) fn an_extended_invite_is_good_again_unless_it_was_used_or_revoked(sto
 	assert_eq!(store.end_expired("example.com", 10, NOW + 101).unwrap().len(), 1, "it can expire again");
 }
 
-pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn InviteStore) {
+pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn Uses) {
 	let endless = without_end(store);
 	let (older, newer) = (bound("older", "juliet"), bound("newer", "juliet"));
 	store.create(&older).unwrap();
@@ -1039,7 +1336,7 @@ pub(crate) fn extending_a_bound_invite_takes_the_place_of_a_newer(store: &dyn In
 	assert!(store.find(&older.host, &older.digest).unwrap().unwrap().revoked_at.is_none());
 }
 
-pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims(store: &dyn InviteStore) {
+pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_claims(store: &dyn Uses) {
 	if !store.carries().history {
 		return;
 	}
@@ -1069,7 +1366,7 @@ pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_cla
 	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);
 }
 
-pub(crate) fn a_purge_spares_what_would_be_good_if_it_were_taken_in_again(store: &dyn InviteStore) {
+pub(crate) fn a_purge_spares_what_would_be_good_if_it_were_taken_in_again(store: &dyn Uses) {
 	if !store.carries().history {
 		return;
 	}
@@ -1107,7 +1404,7 @@ pub(crate) fn a_purge_spares_what_would_be_good_if_it_were_taken_in_again(store:
 	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);
 }
 
-pub(crate) fn looking_at_a_claim_makes_none(store: &dyn InviteStore) {
+pub(crate) fn looking_at_a_claim_makes_none(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let (alice, bob) =

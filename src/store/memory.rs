@@ -3,27 +3,24 @@
 //! through.
 
 use std::cmp::Reverse;
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Bundled, Carries, InviteStore, Record, StoreError};
+use super::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
-use crate::lineage::{Birth, Member, birth, branch};
+use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::policy::{Allowance, LimitReached, Usage, decide_creation};
-use crate::redemption::{
-	Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, reserves, supersedes,
-};
+use crate::policy::Usage;
+use crate::redemption::{Claim, LEASE, Purpose, Redemption};
 use crate::token::{Digest, Nonce};
 use crate::value::Fields;
 
 /// Where the invites of a memory store lie when the process is not there. Nobody else may change them meanwhile. Claims
 /// are not kept there, so what is under way when the process dies is free again.
 pub trait Backing {
-	/// As of [`InviteStore::carries`].
+	/// As of [`Store::carries`].
 	fn carries(&self) -> Carries;
 
 	/// All invites of a host; called before it is used first, and again after a write that failed.
@@ -38,8 +35,8 @@ pub trait Backing {
 	/// When not all of them could be written.
 	fn write(&self, changes: &[Change]) -> Result<(), StoreError>;
 
-	/// As of [`InviteStore::check`].
-	fn check(&self, host: &str) -> Vec<Finding>;
+	/// As of [`Store::health`].
+	fn health(&self, host: &str) -> Vec<Finding>;
 }
 
 /// What happens to one invite. Where history is not carried, an invite that was used up or revoked is no more.
@@ -68,7 +65,7 @@ impl Backing for Nowhere {
 		Ok(())
 	}
 
-	fn check(&self, _: &str) -> Vec<Finding> {
+	fn health(&self, _: &str) -> Vec<Finding> {
 		vec![Finding::warning(
 			"invites are lost when the server stops: invite_storage = \"memory\" is for tests",
 		)]
@@ -126,8 +123,12 @@ impl<B: Backing> MemoryStore<B> {
 	}
 
 	fn lock(&self) -> MutexGuard<'_, Content> {
-		// What was begun is taken back by the next change, so a panic elsewhere does not spoil it.
-		self.content.lock().unwrap_or_else(PoisonError::into_inner)
+		self.content.lock().unwrap_or_else(|poisoned| {
+			// Somebody panicked in the middle of a change.
+			let mut content = poisoned.into_inner();
+			content.roll_back();
+			content
+		})
 	}
 
 	fn loaded(&self, host: &str) -> Result<MutexGuard<'_, Content>, StoreError> {
@@ -140,27 +141,26 @@ impl<B: Backing> MemoryStore<B> {
 		}
 		Ok(content)
 	}
+}
 
-	fn read<T>(&self, host: &str, look: impl FnOnce(&Content) -> T) -> Result<T, StoreError> {
-		Ok(look(&*self.loaded(host)?))
+impl<B: Backing> Store for MemoryStore<B> {
+	fn carries(&self) -> Carries {
+		self.backing.carries()
 	}
 
-	/// What the content says of a claim.
-	fn view_in(&self, content: &Content, claim: &Claim, now: Timestamp) -> View {
-		// Without history the last uses are there for a while all the same.
-		let is_known = self.carries().history && content.is_known(claim);
-		View { is_known, ..content.view(claim, now) }
-	}
-
-	/// Does all of `work` or nothing.
-	fn change<T>(
-		&self,
-		host: &str,
-		work: impl FnOnce(&mut Content) -> Result<T, StoreError>,
-	) -> Result<T, StoreError> {
+	fn read(&self, _: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
 		let mut content = self.loaded(host)?;
-		content.undo.clear();
-		let done = work(&mut content).inspect_err(|_| content.roll_back())?;
+		let done = work(&mut HostRows { content: &mut content, host });
+		debug_assert!(content.undo.is_empty(), "what reads changes nothing");
+		done.map_err(told)
+	}
+
+	fn write(&self, _: &'static str, host: &str, _: &[Lock<'_>], work: Work<'_>) -> Result<(), StoreError> {
+		let mut content = self.loaded(host)?;
+		if let Err(error) = work(&mut HostRows { content: &mut content, host }) {
+			content.roll_back();
+			return Err(told(error));
+		}
 		if let Err(error) = self.backing.write(&content.changes(self.carries())) {
 			content.roll_back();
 			// Some of it may have been written.
@@ -168,7 +168,26 @@ impl<B: Backing> MemoryStore<B> {
 			return Err(error);
 		}
 		content.drop_what_is_not_carried(self.carries());
-		Ok(done)
+		content.undo.clear();
+		Ok(())
+	}
+
+	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		let mut findings = self.backing.health(host);
+		let newest =
+			self.loaded(host).map(|content| content.of_host(host).map(|invite| invite.created_at).max());
+		findings.extend(newest.map(|newest| Finding::of_clock(newest, now)));
+		findings
+	}
+}
+
+/// There is no engine that could fail.
+fn told(error: TxError) -> StoreError {
+	match error {
+		TxError::Store(error) => error,
+		TxError::Engine(source) => {
+			StoreError::Unavailable { problem: "the memory store failed".to_owned(), source }
+		}
 	}
 }
 
@@ -253,83 +272,11 @@ impl Content {
 		}
 	}
 
-	fn retire(
-		&mut self,
-		host: &str,
-		which: &dyn Fn(&Invite) -> bool,
-		why: &str,
-		now: Timestamp,
-	) -> Vec<Invite> {
-		let picked = self.digests(host, |invite| invite.ended_at.is_none() && which(invite));
-		let mut retired = Vec::new();
-		for digest in picked {
-			if let Some(invite) = self.invite_mut(host, &digest)
-				&& invite.revoke(Some(why), None, now)
-			{
-				retired.push(invite.clone());
-			}
-		}
-		retired
-	}
-
-	fn create(&mut self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
-		let superseded = self.retire(
-			&invite.host,
-			&|older| supersedes(invite, older),
-			super::SUPERSEDED,
-			invite.created_at,
-		);
-		if self.add(invite) { Ok(superseded) } else { Err(StoreError::Exists) }
-	}
-
-	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Usage {
-		let made = || {
-			self.of_host(host).filter(|invite| invite.local_inviter().as_ref() == Some(&allowance.inviter))
-		};
-		let open = made().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
-		let mut newest: Vec<Timestamp> = made().map(|invite| invite.created_at).collect();
-		newest.sort_unstable_by(|a, b| b.cmp(a));
-		newest.truncate(allowance.newest().try_into().unwrap_or(usize::MAX));
-		Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest }
-	}
-
-	/// An invite that is going to be changed.
-	fn invite_mut(&mut self, host: &str, digest: &Digest) -> Option<&mut Invite> {
-		let key = (host.to_owned(), *digest);
-		let invite = self.invites.get_mut(&key)?;
-		self.undo.push(Undo::Invite(key, Some(invite.clone())));
-		Some(invite)
-	}
-
-	/// Whether there was no invite with its digest.
-	fn add(&mut self, invite: &Invite) -> bool {
-		let Entry::Vacant(place) = self.invites.entry((invite.host.clone(), invite.digest)) else {
-			return false;
-		};
-		self.undo.push(Undo::Invite(place.key().clone(), None));
-		place.insert(invite.clone());
-		true
-	}
-
-	/// Removes an invite with its uses.
-	fn remove(&mut self, host: &str, digest: &Digest) {
-		let key = (host.to_owned(), *digest);
-		if let Some(invite) = self.invites.remove(&key) {
-			self.undo.push(Undo::Invite(key, Some(invite)));
-		}
-		let is_of = |(of, invite, _): &mut (String, Digest, Redemption)| of == host && invite == digest;
-		self.undo.push(Undo::Redemptions(self.redemptions.extract_if(.., is_of).collect()));
-	}
-
-	/// Up to `limit` that come after a position on a part.
-	fn listing(&self, host: &str, part: Part, after: &Position, limit: u32, now: Timestamp) -> Vec<Invite> {
-		let mut found: Vec<_> = self
-			.of_host(host)
-			.filter_map(|invite| Some((invite.position(part, now)?, invite)))
-			.filter(|(position, _)| position < after)
-			.collect();
-		found.sort_by_key(|(position, _)| Reverse(*position));
-		found.into_iter().take(at_most(limit)).map(|(_, invite)| invite.clone()).collect()
+	/// Puts an invite in the place of the one of its digest, or of none.
+	fn put(&mut self, invite: &Invite) {
+		let key = (invite.host.clone(), invite.digest);
+		let before = self.invites.insert(key.clone(), invite.clone());
+		self.undo.push(Undo::Invite(key, before));
 	}
 
 	fn put_claim(&mut self, claim: Claim) {
@@ -348,128 +295,6 @@ impl Content {
 	fn of_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Invite> {
 		let first = (host.to_owned(), Digest::from_bytes([0; 32]));
 		self.invites.range(first..).map(|(_, invite)| invite).take_while(move |invite| invite.host == host)
-	}
-
-	fn digests(&self, host: &str, which: impl Fn(&Invite) -> bool) -> Vec<Digest> {
-		self.of_host(host).filter(|invite| which(invite)).map(|invite| invite.digest).collect()
-	}
-
-	/// Up to `limit` of those that follow `after`, in the order of their digests.
-	fn page(
-		&self,
-		host: &str,
-		after: Option<&Digest>,
-		limit: u32,
-		which: fn(&Invite) -> bool,
-	) -> Vec<Invite> {
-		self.of_host(host)
-			.filter(|invite| which(invite) && after.is_none_or(|after| invite.digest > *after))
-			.take(at_most(limit))
-			.cloned()
-			.collect()
-	}
-
-	fn claims_on_name(&self, host: &str, username: &str) -> Vec<Claim> {
-		self.claims
-			.values()
-			.filter(|claim| claim.host == host && claim.purpose == Purpose::Account)
-			.filter(|claim| claim.invitee.as_deref() == Some(username))
-			.cloned()
-			.collect()
-	}
-
-	fn view(&self, claim: &Claim, now: Timestamp) -> View {
-		let name = if claim.purpose == Purpose::Account { claim.invitee.as_deref() } else { None };
-		View {
-			invite: self.invites.get(&(claim.host.clone(), claim.digest)).cloned(),
-			claims: self
-				.claims
-				.values()
-				.filter(|other| other.host == claim.host && other.digest == claim.digest)
-				.cloned()
-				.collect(),
-			claims_on_name: name.map(|name| self.claims_on_name(&claim.host, name)).unwrap_or_default(),
-			is_reserved: name.is_some_and(|name| {
-				self.of_host(&claim.host)
-					.any(|other| other.digest != claim.digest && reserves(other, name, now))
-			}),
-			..View::default()
-		}
-	}
-
-	/// Whether the contact of a claim is among the redemptions of its invite.
-	fn is_known(&self, claim: &Claim) -> bool {
-		let Some((jid, username)) = claim.contact() else { return false };
-		let is_by_contact = |(host, digest, redemption): &(String, Digest, Redemption)| {
-			*host == claim.host
-				&& *digest == claim.digest
-				&& redemption.purpose == Purpose::Contact
-				&& redemption.invitee.as_deref() == Some(jid)
-		};
-		let account =
-			username.and_then(|username| self.lineage.get(&(claim.host.clone(), username.into_owned())));
-		account.is_some_and(|member| member.digest == claim.digest)
-			|| self.redemptions.iter().any(is_by_contact)
-	}
-
-	/// Counts the use that a claim has become.
-	fn count(&mut self, claim: &Claim, source: Option<&str>, now: Timestamp) -> Option<Invite> {
-		self.redemptions.push((
-			claim.host.clone(),
-			claim.digest,
-			Redemption {
-				nonce: claim.nonce,
-				purpose: claim.purpose,
-				invitee: claim.invitee.clone(),
-				source: source.map(str::to_owned),
-				used_at: now,
-			},
-		));
-		self.undo.push(Undo::Redemption);
-		let invite = self.invite_mut(&claim.host, &claim.digest)?;
-		invite.add_use(now);
-		let invite = invite.clone();
-		match birth(&invite, claim.purpose, claim.invitee.as_deref(), now) {
-			Some(Birth::Brought(member)) => drop(self.keep_member(&claim.host, &member)),
-			Some(Birth::Alone(username)) => {
-				let key = (claim.host.clone(), username);
-				if let Some(member) = self.lineage.remove(&key) {
-					self.undo.push(Undo::Lineage(key, Some(member)));
-				}
-			}
-			None => (),
-		}
-		Some(invite)
-	}
-
-	/// Keeps who brought an account, if it replaces what is known; whether it did.
-	fn keep_member(&mut self, host: &str, member: &Member) -> bool {
-		let key = (host.to_owned(), member.username.clone());
-		let may = member.replaces(self.lineage.get(&key));
-		if may {
-			let before = self.lineage.insert(key.clone(), member.clone());
-			self.undo.push(Undo::Lineage(key, before));
-		}
-		may
-	}
-
-	fn brought_by(&self, host: &str, inviter: &str) -> Vec<Member> {
-		self.lineage
-			.iter()
-			.filter(|((of, _), member)| of == host && member.inviter == inviter)
-			.map(|(_, member)| member.clone())
-			.collect()
-	}
-
-	fn redemptions(&self, host: &str, digest: &Digest) -> Vec<Redemption> {
-		let mut redemptions: Vec<Redemption> = self
-			.redemptions
-			.iter()
-			.filter(|(of, invite, _)| of == host && invite == digest)
-			.map(|(_, _, redemption)| redemption.clone())
-			.collect();
-		redemptions.sort_by_key(|redemption| (redemption.used_at, redemption.nonce));
-		redemptions
 	}
 }
 
@@ -492,383 +317,204 @@ fn carried(invite: Option<&Invite>, carries: Carries) -> Option<Invite> {
 	Some(invite)
 }
 
-impl<B: Backing> InviteStore for MemoryStore<B> {
-	fn carries(&self) -> Carries {
-		self.backing.carries()
+/// The rows of one host.
+struct HostRows<'a> {
+	content: &'a mut Content,
+	host: &'a str,
+}
+
+impl HostRows<'_> {
+	fn get(&self, digest: &Digest) -> Option<&Invite> {
+		self.content.invites.get(&(self.host.to_owned(), *digest))
 	}
 
-	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError> {
-		self.carries().admit(&invite.clone().into())?;
-		self.change(&invite.host, |content| content.create(invite))
-	}
-
-	fn create_within(
-		&self,
-		invite: &Invite,
-		allowance: &Allowance,
-	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError> {
-		self.carries().admit(&invite.clone().into())?;
-		self.change(&invite.host, |content| {
-			let usage = content.usage(&invite.host, allowance, invite.created_at);
-			match decide_creation(invite, allowance, &usage, invite.created_at) {
-				Ok(()) => content.create(invite).map(Ok),
-				Err(reached) => Ok(Err(reached)),
+	fn picked(&self, pick: Pick<'_>, limit: u32) -> Vec<&Invite> {
+		let all = self.content.of_host(self.host);
+		let open = |invite: &&Invite| invite.ended_at.is_none();
+		let is_by = |invite: &&Invite, inviter: &str| invite.local_inviter().as_deref() == Some(inviter);
+		let follows =
+			|invite: &&Invite, after: Option<&Digest>| after.is_none_or(|after| invite.digest > *after);
+		let mut found: Vec<&Invite> = match pick {
+			Pick::OpenOfUser(name) => {
+				all.filter(|invite| invite.username.as_deref() == Some(name)).filter(open).collect()
 			}
-		})
-	}
-
-	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
-		self.read(host, |content| content.usage(host, allowance, now))
-	}
-
-	fn import(&self, records: &[Record]) -> Result<usize, StoreError> {
-		for record in records {
-			self.carries().admit_import(record)?;
-		}
-		let mut kept = 0;
-		for of_host in records.chunk_by(|a, b| a.invite.host == b.invite.host) {
-			kept += self.change(&of_host[0].invite.host, |content| {
-				let mut kept = 0;
-				for record in of_host {
-					if content.add(&record.invite) {
-						kept += 1;
-						for redemption in &record.redemptions {
-							let invite = &record.invite;
-							content.redemptions.push((
-								invite.host.clone(),
-								invite.digest,
-								redemption.clone(),
-							));
-							content.undo.push(Undo::Redemption);
-							if let Some(Birth::Brought(member)) = redemption.birth(invite) {
-								content.keep_member(&invite.host, &member);
-							}
-						}
-					}
-				}
-				Ok(kept)
-			})?;
-		}
-		Ok(kept)
-	}
-
-	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError> {
-		let has_history = self.carries().history;
-		self.read(host, |content| {
-			let page = content.page(host, after, limit, |_| true);
-			let record = |invite: Invite| Record {
-				redemptions: if has_history { content.redemptions(host, &invite.digest) } else { Vec::new() },
-				invite,
-			};
-			page.into_iter().map(record).collect()
-		})
-	}
-
-	fn forget_tokens(
-		&self,
-		host: &str,
-		after: Option<&Digest>,
-		limit: u32,
-	) -> Result<Option<Digest>, StoreError> {
-		if !self.carries().digests {
-			return Err(StoreError::Unsupported { what: "an invite without its token" });
-		}
-		self.change(host, |content| {
-			let page = content.page(host, after, limit, |_| true);
-			for invite in &page {
-				if let Some(invite) = content.invite_mut(host, &invite.digest) {
-					invite.forget_token();
-				}
+			Pick::OpenOfInviters(names) => {
+				all.filter(open).filter(|invite| names.iter().any(|name| is_by(invite, name))).collect()
 			}
-			Ok(super::last_of_full_page(&page, limit))
-		})
-	}
-
-	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding> {
-		let mut findings = self.backing.check(host);
-		let newest = self.read(host, |content| content.of_host(host).map(|invite| invite.created_at).max());
-		findings.extend(newest.map(|newest| Finding::of_clock(newest, now)));
-		findings
-	}
-
-	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError> {
-		self.read(host, |content| content.invites.get(&(host.to_owned(), *digest)).cloned())
-	}
-
-	fn claim(
-		&self,
-		claim: &Claim,
-		replaced: Option<&Nonce>,
-		now: Timestamp,
-	) -> Result<Result<Admission, Refusal>, StoreError> {
-		self.change(&claim.host, |content| {
-			if let Some(replaced) = replaced {
-				content.remove_claim(&claim.host, replaced);
-			}
-			let decision = decide(&self.view_in(content, claim, now), claim, now);
-			if decision == Ok(Admission::Claim) {
-				content.put_claim(claim.clone());
-			}
-			Ok(decision)
-		})
-	}
-
-	fn redeem(
-		&self,
-		host: &str,
-		digest: &Digest,
-		nonce: &Nonce,
-		source: Option<&str>,
-		now: Timestamp,
-	) -> Result<Redeemed, StoreError> {
-		self.change(host, |content| {
-			if let Some(claim) = content.remove_claim(host, nonce) {
-				return Ok(content.count(&claim, source, now).map_or(Redeemed::Lost, Redeemed::Now));
-			}
-			let is_redeemed = content
-				.redemptions
+			Pick::AllOfInviter(name) => all.filter(|invite| is_by(invite, name)).collect(),
+			Pick::Due(now) => all.filter(open).filter(|invite| invite.is_expired(now)).collect(),
+			Pick::Open(after) => all.filter(open).filter(|invite| follows(invite, after)).collect(),
+			Pick::All(after) => all.filter(|invite| follows(invite, after)).collect(),
+			Pick::Part(part, after, now) => all
+				.filter(|invite| invite.position(part, now).is_some_and(|position| position < *after))
+				.collect(),
+			Pick::Over(digests, before) => digests
 				.iter()
-				.any(|(of, invite, done)| of == host && invite == digest && done.nonce == *nonce);
-			Ok(if is_redeemed { Redeemed::Before } else { Redeemed::Lost })
-		})
+				.filter_map(|digest| self.get(digest))
+				.filter(|invite| invite.ended_at.is_some_and(|ended_at| ended_at < before))
+				.collect(),
+			Pick::These(digests) => digests.iter().filter_map(|digest| self.get(digest)).collect(),
+		};
+		match pick {
+			Pick::AllOfInviter(_) => found.sort_by_key(|invite| (invite.created_at, invite.digest)),
+			Pick::Due(_) => found.sort_by_key(|invite| invite.expires),
+			Pick::Part(part, _, now) => found.sort_by_key(|invite| Reverse(invite.position(part, now))),
+			_ => (),
+		}
+		found.truncate(at_most(limit));
+		found
+	}
+}
+
+impl Rows for HostRows<'_> {
+	fn invite(&mut self, digest: &Digest) -> Result<Option<Invite>, TxError> {
+		Ok(self.get(digest).cloned())
 	}
 
-	fn redeem_at_once(
-		&self,
-		claim: &Claim,
-		source: Option<&str>,
-		now: Timestamp,
-	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
-		self.change(&claim.host, |content| {
-			Ok(match decide(&self.view_in(content, claim, now), claim, now) {
-				Ok(Admission::Claim) => content.count(claim, source, now).ok_or(Refusal::Invalid).map(Some),
-				Ok(Admission::Known) => Ok(None),
-				Err(refusal) => Err(refusal),
-			})
-		})
+	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+		self.peek(pick, limit)
 	}
 
-	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
-		self.change(host, |content| {
-			let claim = content.claims.get(&(host.to_owned(), *nonce));
-			let may = claim.is_some_and(|claim| only_stale.is_none_or(|now| claim.is_stale(now)));
-			Ok(may && content.remove_claim(host, nonce).is_some())
-		})
+	fn peek(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+		Ok(self.picked(pick, limit).into_iter().cloned().collect())
 	}
 
-	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		self.change(host, |content| {
-			let Some(claim) = content.claims.get(&(host.to_owned(), *nonce)).cloned() else {
-				return Ok(false);
-			};
-			content.put_claim(Claim { lease_end, ..claim });
-			Ok(true)
-		})
-	}
-
-	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
-		self.read(&claim.host, |content| self.view_in(content, claim, now))
-	}
-
-	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError> {
-		let is_of_host = |claim: &&Claim| claim.host == host;
-		self.read(host, |content| content.claims.values().filter(is_of_host).cloned().collect())
-	}
-
-	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError> {
-		self.read(host, |content| View {
-			claims_on_name: content.claims_on_name(host, username),
-			is_reserved: content.of_host(host).any(|invite| reserves(invite, username, now)),
-			..View::default()
-		})
-	}
-
-	fn revoke(
-		&self,
-		host: &str,
-		digest: &Digest,
-		why: Option<&str>,
-		by: Option<&str>,
-		now: Timestamp,
-	) -> Result<Option<Invite>, StoreError> {
-		self.change(host, |content| {
-			let invite = content.invite_mut(host, digest);
-			Ok(invite.and_then(|invite| invite.revoke(why, by, now).then(|| invite.clone())))
-		})
-	}
-
-	fn retire(
-		&self,
-		host: &str,
-		username: &str,
-		which: &dyn Fn(&Invite) -> bool,
-		why: &str,
-		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError> {
-		let of_user = |invite: &Invite| invite.username.as_deref() == Some(username) && which(invite);
-		self.change(host, |content| Ok(content.retire(host, &of_user, why, now)))
-	}
-
-	fn retire_inviter(
-		&self,
-		host: &str,
-		inviter: &str,
-		is_branch: bool,
-		why: Option<&str>,
-		by: Option<&str>,
-		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError> {
-		self.change(host, |content| {
-			let inviters: BTreeSet<String> = branch(inviter, |inviter| {
-				Ok::<_, StoreError>(if is_branch { content.brought_by(host, inviter) } else { Vec::new() })
-			})?
-			.into_iter()
-			.map(|place| place.username)
+	fn over(&mut self, before: Timestamp, limit: u32) -> Result<Vec<(Digest, Option<Timestamp>)>, TxError> {
+		let claimed: BTreeSet<Digest> = self.claims()?.into_iter().map(|claim| claim.digest).collect();
+		let mut over: Vec<&Invite> = self
+			.content
+			.of_host(self.host)
+			.filter(|invite| invite.ended_at.is_some_and(|ended_at| ended_at < before))
+			.filter(|invite| !claimed.contains(&invite.digest))
 			.collect();
-			let is_theirs = |invite: &Invite| {
-				invite.ended_at.is_none()
-					&& invite.local_inviter().is_some_and(|inviter| inviters.contains(&inviter))
-			};
-			let mut retired = Vec::new();
-			for digest in content.digests(host, is_theirs) {
-				if let Some(invite) = content.invite_mut(host, &digest)
-					&& invite.revoke(why, by, now)
-				{
-					retired.push(invite.clone());
-				}
-			}
-			Ok(retired)
-		})
+		over.sort_by_key(|invite| invite.ended_at);
+		over.truncate(at_most(limit));
+		Ok(over.into_iter().map(|invite| (invite.digest, invite.expires)).collect())
 	}
 
-	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
-		self.read(host, |content| {
-			let is_theirs = |invite: &&Invite| invite.local_inviter().as_deref() == Some(inviter);
-			let mut made: Vec<Invite> = content.of_host(host).filter(is_theirs).cloned().collect();
-			made.sort_by_key(|invite| (invite.created_at, invite.digest));
-			made
-		})
-	}
-
-	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError> {
-		let has_history = self.carries().history;
-		self.read(host, |content| if has_history { content.brought_by(host, inviter) } else { Vec::new() })
-	}
-
-	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError> {
-		let has_history = self.carries().history;
-		self.read(host, |content| {
-			content.lineage.get(&(host.to_owned(), username.to_owned())).filter(|_| has_history).cloned()
-		})
-	}
-
-	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError> {
-		if !self.carries().history {
-			return Err(StoreError::Unsupported { what: "who brought an account" });
-		}
-		self.change(host, |content| {
-			Ok(members.iter().filter(|member| content.keep_member(host, member)).count())
-		})
-	}
-
-	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {
-		if !self.carries().pause {
-			return Err(StoreError::Unsupported { what: "a paused invite" });
-		}
-		self.change(host, |content| {
-			let open = content.invite_mut(host, digest).filter(|invite| invite.ended_at.is_none());
-			Ok(open.is_some_and(|invite| std::mem::replace(&mut invite.paused, paused) != paused))
-		})
-	}
-
-	fn extend(
-		&self,
-		host: &str,
-		digest: &Digest,
-		expires: Option<Timestamp>,
-		now: Timestamp,
-	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError> {
-		self.change(host, |content| {
-			let invite = content.invite_mut(host, digest);
-			let extended = invite.and_then(|invite| invite.extend(expires).then(|| invite.clone()));
-			let Some(extended) = extended else {
-				return Ok(None);
-			};
-			let which = |other: &Invite| other.digest != *digest && supersedes(&extended, other);
-			let superseded = content.retire(host, &which, super::SUPERSEDED, now);
-			Ok(Some((extended, superseded)))
-		})
-	}
-
-	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
-		self.change(host, |content| {
-			let mut due = content.digests(host, |invite| invite.ended_at.is_none() && invite.is_expired(now));
-			due.truncate(at_most(limit));
-			let mut ended = Vec::new();
-			for digest in due {
-				if let Some(invite) = content.invite_mut(host, &digest) {
-					invite.ended_at = invite.expires;
-					ended.push(invite.clone());
-				}
-			}
-			Ok(ended)
-		})
-	}
-
-	fn open_invites(
-		&self,
-		host: &str,
-		after: Option<&Digest>,
-		limit: u32,
-	) -> Result<Vec<Invite>, StoreError> {
-		self.read(host, |content| content.page(host, after, limit, |invite| invite.ended_at.is_none()))
-	}
-
-	fn listing(
-		&self,
-		host: &str,
-		part: Part,
-		after: &Position,
-		limit: u32,
-		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError> {
-		self.read(host, |content| content.listing(host, part, after, limit, now))
-	}
-
-	fn count_open(
-		&self,
-		host: &str,
-		after: &Position,
-		limit: u32,
-	) -> Result<(u32, Option<Position>), StoreError> {
+	fn count_open(&mut self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), TxError> {
 		// What is open depends on no moment.
-		let page = self.listing(host, Part::Open, after, limit, Timestamp::MIN)?;
-		let count = u32::try_from(page.len()).unwrap_or(u32::MAX);
-		let last = page.last().filter(|_| count == limit);
-		Ok((count, last.and_then(|invite| invite.position(Part::Open, Timestamp::MIN))))
+		let moment = Timestamp::MIN;
+		let found = self.picked(Pick::Part(Part::Open, after, moment), limit);
+		let last = found.last().and_then(|invite| invite.position(Part::Open, moment));
+		Ok((u32::try_from(found.len()).unwrap_or(u32::MAX), last))
 	}
 
-	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError> {
-		self.change(host, |content| {
-			let is_claimed = |digest: &Digest| {
-				content.claims.values().any(|claim| claim.host == host && claim.digest == *digest)
-			};
-			let is_over = |invite: &Invite| {
-				invite.ended_at.is_some_and(|ended_at| ended_at < before)
-					&& !bundled.spares(&invite.digest, invite.expires, before)
-			};
-			let mut over = content.digests(host, |invite| is_over(invite) && !is_claimed(&invite.digest));
-			over.truncate(at_most(limit));
-			for digest in &over {
-				content.remove(host, digest);
+	fn insert(&mut self, invites: &[&Invite]) -> Result<Vec<bool>, TxError> {
+		let mut are_new = Vec::new();
+		for invite in invites {
+			let is_new = self.get(&invite.digest).is_none();
+			if is_new {
+				self.content.put(invite);
 			}
-			Ok(u32::try_from(over.len()).unwrap_or(u32::MAX))
-		})
+			are_new.push(is_new);
+		}
+		Ok(are_new)
 	}
 
-	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError> {
-		let has_history = self.carries().history;
-		self.read(host, |content| if has_history { content.redemptions(host, digest) } else { Vec::new() })
+	fn update(&mut self, invites: &[Invite]) -> Result<(), TxError> {
+		for invite in invites {
+			self.content.put(invite);
+		}
+		Ok(())
+	}
+
+	fn remove(&mut self, digests: &[Digest]) -> Result<(), TxError> {
+		for digest in digests {
+			let key = (self.host.to_owned(), *digest);
+			if let Some(invite) = self.content.invites.remove(&key) {
+				self.content.undo.push(Undo::Invite(key, Some(invite)));
+			}
+			let is_of =
+				|(of, invite, _): &mut (String, Digest, Redemption)| of == self.host && invite == digest;
+			let removed = self.content.redemptions.extract_if(.., is_of).collect();
+			self.content.undo.push(Undo::Redemptions(removed));
+		}
+		Ok(())
+	}
+
+	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError> {
+		let made = self.picked(Pick::AllOfInviter(inviter), u32::MAX);
+		let open = made.iter().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
+		let newest = made.iter().rev().map(|invite| invite.created_at).take(at_most(newest)).collect();
+		Ok(Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest })
+	}
+
+	fn claims(&mut self) -> Result<Vec<Claim>, TxError> {
+		Ok(self.content.claims.values().filter(|claim| claim.host == self.host).cloned().collect())
+	}
+
+	fn insert_claim(&mut self, claim: &Claim) -> Result<(), TxError> {
+		self.content.put_claim(claim.clone());
+		Ok(())
+	}
+
+	fn take_claims(&mut self, nonces: &[Nonce]) -> Result<Vec<Claim>, TxError> {
+		Ok(nonces.iter().filter_map(|nonce| self.content.remove_claim(self.host, nonce)).collect())
+	}
+
+	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError> {
+		let Some(claim) = self.content.claims.get(&(self.host.to_owned(), *nonce)).cloned() else {
+			return Ok(false);
+		};
+		self.content.put_claim(Claim { lease_end, ..claim });
+		Ok(true)
+	}
+
+	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError> {
+		let mut found = Vec::new();
+		for digest in digests {
+			let of_invite = self.content.redemptions.iter();
+			let of_invite = of_invite.filter(|(of, invite, _)| of == self.host && invite == digest);
+			let mut uses: Vec<_> =
+				of_invite.map(|(_, _, redemption)| (*digest, redemption.clone())).collect();
+			uses.sort_by_key(|(_, redemption)| (redemption.used_at, redemption.nonce));
+			found.append(&mut uses);
+		}
+		Ok(found)
+	}
+
+	fn insert_redemption(&mut self, digest: &Digest, redemption: &Redemption) -> Result<(), TxError> {
+		self.content.redemptions.push((self.host.to_owned(), *digest, redemption.clone()));
+		self.content.undo.push(Undo::Redemption);
+		Ok(())
+	}
+
+	fn is_known(&mut self, digest: &Digest, jid: &str, username: Option<&str>) -> Result<bool, TxError> {
+		let is_contact = |(host, of, redemption): &(String, Digest, Redemption)| {
+			host == self.host
+				&& of == digest
+				&& redemption.purpose == Purpose::Contact
+				&& redemption.invitee.as_deref() == Some(jid)
+		};
+		let member =
+			username.and_then(|name| self.content.lineage.get(&(self.host.to_owned(), name.to_owned())));
+		Ok(member.is_some_and(|member| member.digest == *digest)
+			|| self.content.redemptions.iter().any(is_contact))
+	}
+
+	fn members(&mut self, which: Members<'_>) -> Result<Vec<Member>, TxError> {
+		let is_asked_for = |member: &&Member| match which {
+			Members::Of(username) => member.username == username,
+			Members::BroughtBy(inviter) => member.inviter == inviter,
+		};
+		let of_host = self.content.lineage.iter().filter(|((host, _), _)| host == self.host);
+		Ok(of_host.map(|(_, member)| member).filter(is_asked_for).cloned().collect())
+	}
+
+	fn put_member(&mut self, member: &Member) -> Result<(), TxError> {
+		let key = (self.host.to_owned(), member.username.clone());
+		let before = self.content.lineage.insert(key.clone(), member.clone());
+		self.content.undo.push(Undo::Lineage(key, before));
+		Ok(())
+	}
+
+	fn remove_member(&mut self, username: &str) -> Result<(), TxError> {
+		let key = (self.host.to_owned(), username.to_owned());
+		if let Some(member) = self.content.lineage.remove(&key) {
+			self.content.undo.push(Undo::Lineage(key, Some(member)));
+		}
+		Ok(())
 	}
 }
 
@@ -879,4 +525,11 @@ mod tests {
 
 	promises!(tests(|_scratch| MemoryStore::default()));
 	races!(tests(|_scratch| MemoryStore::default()));
+
+	mod twice {
+		use super::*;
+		use crate::store::conformance::Twice;
+
+		promises!(tests(|_scratch| Twice(MemoryStore::default())));
+	}
 }

@@ -1,14 +1,14 @@
 //! Where invites are kept.
 //!
-//! A store holds [`Invite`]s under their host and digest and makes single decisions atomic; it decides
-//! nothing itself and owns no clock. To add one: implement [`InviteStore`], then give it to
-//! `conformance::promises!` in its tests; passing that suite is what makes it a store.
+//! A store holds [`Invite`]s under their host and digest: rows in a transaction. It decides nothing; every use case is
+//! written once, in [`crate::invites`], over the verbs of [`Rows`].
 
 #[cfg(any(test, feature = "conformance"))]
 pub(crate) mod conformance;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod sql;
 pub mod sqlite;
 
 use std::collections::HashMap;
@@ -21,19 +21,16 @@ use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::policy::{Allowance, LimitReached, Usage};
-use crate::redemption::{Admission, Claim, Redeemed, Redemption, Refusal, View};
+use crate::policy::Usage;
+use crate::redemption::{Claim, Redemption};
 use crate::token::{Digest, Nonce};
-
-/// Why an invite is revoked that another one [`supersedes`](crate::redemption::supersedes).
-const SUPERSEDED: &str = "a newer invite took its place";
 
 /// An invite with its history, as it moves from one store to another. Claims do not move: they are of the moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
 	/// The invite as it stands.
 	pub invite: Invite,
-	/// Its uses, in the order of [`InviteStore::redemptions`].
+	/// Its uses, in the order in which they were made.
 	pub redemptions: Vec<Redemption>,
 }
 
@@ -56,8 +53,8 @@ pub struct Carries {
 	pub pause: bool,
 	/// A limit of uses other than one and none.
 	pub several_uses: bool,
-	/// What was given with an invite that is for a contact alone. Without it, [`InviteStore::create`] keeps its end and no
-	/// more, as the bundled module does, whose callers always give something; an import is refused.
+	/// What was given with an invite that is for a contact alone. Without it, its end is kept and no more, as the bundled
+	/// module does, whose callers always give something; an import is refused.
 	pub contact_details: bool,
 	/// Pending invites without their tokens.
 	pub digests: bool,
@@ -68,16 +65,15 @@ impl Carries {
 	pub const ALL: Self =
 		Self { history: true, pause: true, several_uses: true, contact_details: true, digests: true };
 
-	/// Whether all of a record can be kept.
+	/// Whether all of a new invite can be kept.
 	///
 	/// # Errors
 	/// [`StoreError::Unsupported`], naming what cannot.
-	pub fn admit(self, record: &Record) -> Result<(), StoreError> {
-		let invite = &record.invite;
-		let has_history = invite.uses > 0
-			|| invite.revoked_at.is_some()
-			|| invite.ended_at.is_some()
-			|| !record.redemptions.is_empty();
+	pub fn admit(self, invite: &Invite) -> Result<(), StoreError> {
+		if self == Self::ALL {
+			return Ok(());
+		}
+		let has_history = invite.uses > 0 || invite.revoked_at.is_some() || invite.ended_at.is_some();
 		let what = if has_history && !self.history {
 			"an invite that was used, was revoked or has expired"
 		} else if invite.paused && !self.pause {
@@ -94,17 +90,28 @@ impl Carries {
 		Err(StoreError::Unsupported { what })
 	}
 
-	/// The same of an import, which must not lose what a caller of [`InviteStore::create`] has to do without.
+	/// The same of an import, which must not lose what whoever makes an invite has to do without.
 	///
 	/// # Errors
 	/// [`StoreError::Unsupported`], naming what cannot be kept.
 	pub fn admit_import(self, record: &Record) -> Result<(), StoreError> {
 		let is_for_a_contact = !record.invite.allow_registration;
+		if !record.redemptions.is_empty() {
+			require(self.history, "an invite that was used, was revoked or has expired")?;
+		}
 		if is_for_a_contact && !self.contact_details && !record.invite.fields.is_empty() {
 			return Err(StoreError::Unsupported { what: "what was given with an invite for a contact" });
 		}
-		self.admit(record)
+		self.admit(&record.invite)
 	}
+}
+
+/// Refuses what is not carried.
+///
+/// # Errors
+/// [`StoreError::Unsupported`]
+pub(crate) const fn require(is_carried: bool, what: &'static str) -> Result<(), StoreError> {
+	if is_carried { Ok(()) } else { Err(StoreError::Unsupported { what }) }
 }
 
 /// The tokens that lie in the bundled module's store, from which each start of a server takes in those that it does not
@@ -141,297 +148,187 @@ impl Bundled {
 	}
 }
 
-/// What a store must do.
-///
-/// A store is used by one thread, unless it is `Send` and `Sync` besides.
-///
-/// Every call is atomic: seen from other threads and other processes that share the storage, it has
-/// happened or it has not. When a call that changes something returns `Ok`, the change survives a crash of
-/// the machine, unless the store says in its own documentation that it is not durable. When it returns
-/// an error, nothing was changed, with one exception: an error after the commit was sent may leave it done.
-///
-/// Where a rule is needed to decide, the store reads what the rule needs, asks [`crate::redemption`],
-/// [`crate::policy`] or [`crate::lifecycle`], and acts on the answer, all in one transaction that no other can come between.
-pub trait InviteStore {
-	/// What it can keep, and what it refuses.
-	fn carries(&self) -> Carries;
+/// What is done with the rows of one host. It may be done again from the start, so it consumes nothing that it captures.
+pub type Work<'a> = &'a mut dyn FnMut(&mut dyn Rows) -> Result<(), TxError>;
 
-	/// Keeps a new invite, and revokes those that it [`supersedes`](crate::redemption::supersedes), which it returns.
-	///
-	/// # Errors
-	/// [`StoreError::Exists`] if the host has an invite with this digest already; that one stays as it is.
-	/// [`StoreError::Unsupported`] for what the store does not carry.
-	fn create(&self, invite: &Invite) -> Result<Vec<Invite>, StoreError>;
+/// Why work stopped. The store makes a [`StoreError`] of it, or does the work again.
+#[derive(Debug)]
+pub enum TxError {
+	/// To be reported as it is.
+	Store(StoreError),
+	/// The engine's own error: only the store that raised it looks into it.
+	Engine(Box<dyn Error + Send + Sync>),
+}
 
-	/// The same for somebody whose limits [`decide_creation`](crate::policy::decide_creation) knows, if it lets the invite be
-	/// made. Made invites are counted up to the moment at which this one is.
-	///
-	/// # Errors
-	/// The inner one is the decision's; the outer one is the storage's, as of [`InviteStore::create`].
-	fn create_within(
+impl From<StoreError> for TxError {
+	fn from(error: StoreError) -> Self {
+		Self::Store(error)
+	}
+}
+
+/// What is to be locked and has no row. Locks are taken when the transaction begins, in the order of the variants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lock<'a> {
+	/// A username that is to be claimed or bound.
+	Name(&'a str),
+	/// A user whose invites are counted.
+	Inviter(&'a str),
+}
+
+/// Where invites are kept: makes work atomic and durable. What the work is, is in [`crate::invites`]; a store knows no rule
+/// and owns no clock.
+///
+/// A store is used by one thread, unless it is `Send` and `Sync` besides. `doing` says in an error's text what failed
+/// ("claiming an invite"). Work never calls the store itself: it would wait for itself.
+///
+/// Every method fails with [`StoreError::Unusable`] or [`StoreError::Unavailable`] when the storage does, and with what the
+/// work returns.
+#[expect(clippy::missing_errors_doc, reason = "stated once, above")]
+pub trait Store {
+	/// What it can keep. What it cannot keep it is never given.
+	fn carries(&self) -> Carries {
+		Carries::ALL
+	}
+
+	/// Does work of a single verb that changes nothing: nothing is begun, and no moment is kept.
+	fn look(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+		self.read(doing, host, work)
+	}
+
+	/// Does work that reads rows as they are in one moment, and changes nothing.
+	fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError>;
+
+	/// Does work that no other writer comes between. When this returns `Ok`, what was changed survives a crash of the
+	/// machine, unless the store says in its own documentation that it is not durable. When it fails, nothing was changed,
+	/// with one exception: where the answer to the commit was lost and could not be had any more, it may be done.
+	fn write(
 		&self,
-		invite: &Invite,
-		allowance: &Allowance,
-	) -> Result<Result<Vec<Invite>, LimitReached>, StoreError>;
-
-	/// What [`decide_creation`](crate::policy::decide_creation) needs to know of an inviter, for an invite that is not made.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn usage(&self, host: &str, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError>;
-
-	/// Keeps those of the invites whose token the host does not know yet, with their uses and what these mean for
-	/// [lineage](crate::lineage::birth), whatever became of the ones it knows. How many those were.
-	///
-	/// # Errors
-	/// When the storage fails; [`StoreError::Unsupported`] if one of them is more than the store carries.
-	fn import(&self, records: &[Record]) -> Result<usize, StoreError>;
-
-	/// Up to `limit` invites of the host, whatever became of them, with their uses: those that follow `after`, in the order
-	/// of their digests. Fewer than `limit` means: these were the last.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn records(&self, host: &str, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, StoreError>;
-
-	/// Takes the secret out of those of up to `limit` invites that have one still: of those that follow `after`, in the order
-	/// of their digests, whatever became of them. Where to go on, unless those were the last.
-	///
-	/// # Errors
-	/// When the storage fails; [`StoreError::Unsupported`] where it keeps invites by nothing but their tokens.
-	fn forget_tokens(
-		&self,
+		doing: &'static str,
 		host: &str,
-		after: Option<&Digest>,
-		limit: u32,
-	) -> Result<Option<Digest>, StoreError>;
+		locks: &[Lock<'_>],
+		work: Work<'_>,
+	) -> Result<(), StoreError>;
+
+	/// Keeps one invite that nothing depends on; whether its digest was new. For a store that needs no transaction for it.
+	fn insert_one(&self, doing: &'static str, invite: &Invite) -> Result<bool, StoreError> {
+		let mut is_new = false;
+		self.write(doing, &invite.host, &[], &mut |rows| {
+			is_new = rows.insert(&[invite])?.first().is_some_and(|is_new| *is_new);
+			Ok(())
+		})?;
+		Ok(is_new)
+	}
+
+	/// Does work of a single [`Rows::renew_claim`]. For a store that needs no transaction for it.
+	fn renew(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+		self.write(doing, host, &[], work)
+	}
 
 	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
 	/// What is wrong is a finding, not an error. What it says of the clock comes from [`Finding::of_clock`].
-	fn check(&self, host: &str, now: Timestamp) -> Vec<Finding>;
-
-	/// The invite as it stands, ended ones included; `None` if there never was one, or it was purged.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn find(&self, host: &str, digest: &Digest) -> Result<Option<Invite>, StoreError>;
-
-	/// Makes the claim if [`decide`](crate::redemption::decide) asks for it, and returns what it decided. The holder's earlier
-	/// claim on the same invite is released first, whatever the decision.
-	///
-	/// # Errors
-	/// The inner one is the decision's; the outer one is the storage's.
-	fn claim(
-		&self,
-		claim: &Claim,
-		replaced: Option<&Nonce>,
-		now: Timestamp,
-	) -> Result<Result<Admission, Refusal>, StoreError>;
-
-	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in. What the use means
-	/// for [lineage](crate::lineage::birth) is kept with it.
-	///
-	/// # Errors
-	/// When the storage fails. The claim then stands as it stood.
-	fn redeem(
-		&self,
-		host: &str,
-		digest: &Digest,
-		nonce: &Nonce,
-		source: Option<&str>,
-		now: Timestamp,
-	) -> Result<Redeemed, StoreError>;
-
-	/// Claims and redeems in one step. The invite as it stands after the use; none where [`Admission::Known`] needs none.
-	///
-	/// # Errors
-	/// As of [`InviteStore::claim`].
-	fn redeem_at_once(
-		&self,
-		claim: &Claim,
-		source: Option<&str>,
-		now: Timestamp,
-	) -> Result<Result<Option<Invite>, Refusal>, StoreError>;
-
-	/// Drops a claim, if it is still one; `only_stale` spares one that was renewed meanwhile.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError>;
-
-	/// Moves the lease of a claim to a later end; `false` if there is no such claim any more.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError>;
-
-	/// All claims of the host: the attempts that are under way, a handful.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn claims(&self, host: &str) -> Result<Vec<Claim>, StoreError>;
-
-	/// What [`decide`](crate::redemption::decide) needs to know of a claim, which is not made.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError>;
-
-	/// What [`decide_name`](crate::redemption::decide_name) needs to know of a username.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn view_name(&self, host: &str, username: &str, now: Timestamp) -> Result<View, StoreError>;
-
-	/// Marks the invite revoked at `now`, whatever its kind; an earlier revocation stays as it is. Claims on it stand. The
-	/// invite as it then is, if this call did it; `None` if there is no such invite, or it was revoked or used up before.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn revoke(
-		&self,
-		host: &str,
-		digest: &Digest,
-		why: Option<&str>,
-		by: Option<&str>,
-		now: Timestamp,
-	) -> Result<Option<Invite>, StoreError>;
-
-	/// Revokes all invites of this username (bound to it, or by it as inviter) that have not ended and that `which` picks.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn retire(
-		&self,
-		host: &str,
-		username: &str,
-		which: &dyn Fn(&Invite) -> bool,
-		why: &str,
-		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError>;
-
-	/// Revokes the open invites of an inviter, and with `is_branch` of everybody in the inviter's
-	/// [branch](crate::lineage::branch).
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn retire_inviter(
-		&self,
-		host: &str,
-		inviter: &str,
-		is_branch: bool,
-		why: Option<&str>,
-		by: Option<&str>,
-		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError>;
-
-	/// All invites of an inviter that are still known, whatever became of them, the oldest first (of two of one second, in
-	/// the order of their digests).
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError>;
-
-	/// The accounts that somebody brought, in the order of their names. None where the store does not carry
-	/// [`Carries::history`].
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn brought_by(&self, host: &str, inviter: &str) -> Result<Vec<Member>, StoreError>;
-
-	/// Who brought an account, if that is known.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn lineage(&self, host: &str, username: &str) -> Result<Option<Member>, StoreError>;
-
-	/// Takes over what is known elsewhere, of accounts where it [replaces](Member::replaces) what the store knows. Of how many
-	/// it did.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn import_lineage(&self, host: &str, members: &[Member]) -> Result<usize, StoreError>;
-
-	/// Pauses or resumes an invite that has not ended; `false` if there is none that this changes.
-	///
-	/// # Errors
-	/// When the storage fails; [`StoreError::Unsupported`] where the store does not carry [`Carries::pause`].
-	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError>;
-
-	/// Moves the end of an invite's validity, where [`Invite::extend`] lets it. Since one that had expired is good again by
-	/// it, those that it [`supersedes`](crate::redemption::supersedes) are revoked. The invite as it then is, and those that
-	/// were revoked; `None` if there is no such invite, or it was used up or revoked before.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn extend(
-		&self,
-		host: &str,
-		digest: &Digest,
-		expires: Option<Timestamp>,
-		now: Timestamp,
-	) -> Result<Option<(Invite, Vec<Invite>)>, StoreError>;
-
-	/// Marks up to `limit` invites that have expired as ended when they expired, and returns them. Each is returned once.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn end_expired(&self, host: &str, limit: u32, now: Timestamp) -> Result<Vec<Invite>, StoreError>;
-
-	/// Up to `limit` invites of the host that have not ended and that follow `after`, in the order of their digests.
-	/// Fewer than `limit` means: these were the last.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn open_invites(&self, host: &str, after: Option<&Digest>, limit: u32)
-	-> Result<Vec<Invite>, StoreError>;
-
-	/// Up to `limit` invites that have a [position](Invite::position) in the part after this one, in descending order of
-	/// their positions. Fewer than `limit` means: these were the last. Reads no more than it returns, however many the host
-	/// has.
-	///
-	/// # Errors
-	/// When the storage fails, or what it holds is damaged.
-	fn listing(
-		&self,
-		host: &str,
-		part: Part,
-		after: &Position,
-		limit: u32,
-		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError>;
-
-	/// How many invites the open part has after this position, counting up to `limit`; and where to go on counting, unless
-	/// those were the last.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn count_open(
-		&self,
-		host: &str,
-		after: &Position,
-		limit: u32,
-	) -> Result<(u32, Option<Position>), StoreError>;
-
-	/// Removes up to `limit` invites that ended before `before`, that are not [`Bundled`] with an end to come, and on which
-	/// there is no claim, with their uses. How many; fewer than `limit` means: there are no more.
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn purge(&self, host: &str, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, StoreError>;
-
-	/// Every use of an invite, in the order in which they were made (of two in one second, in that of their nonces). None
-	/// where the store does not carry [`Carries::history`].
-	///
-	/// # Errors
-	/// When the storage fails.
-	fn redemptions(&self, host: &str, digest: &Digest) -> Result<Vec<Redemption>, StoreError>;
+	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding>;
 }
 
-/// Where the next page begins, if there may be one: a page that is not full is the last.
-fn last_of_full_page(page: &[Invite], limit: u32) -> Option<Digest> {
-	let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
-	if is_last { None } else { page.last().map(|invite| invite.digest) }
+/// Which invites of a host, and in which order they come.
+#[derive(Clone, Copy, Debug)]
+pub enum Pick<'a> {
+	/// Those that have not ended and have this username: bound to it, or by it as inviter. In the order of their digests.
+	OpenOfUser(&'a str),
+	/// Those that have not ended and were made by one of these users.
+	OpenOfInviters(&'a [String]),
+	/// Those that this user made, whatever became of them: the oldest first, of two of one second in the order of their digests.
+	AllOfInviter(&'a str),
+	/// Those that have expired before this moment and are not marked as ended: the first to expire first.
+	Due(Timestamp),
+	/// Those that have not ended and follow a digest, in the order of digests.
+	Open(Option<&'a Digest>),
+	/// Those that follow a digest, in the order of digests.
+	All(Option<&'a Digest>),
+	/// Those of a part that follow a position, in descending order of their positions. No more is read than is returned.
+	Part(Part, &'a Position, Timestamp),
+	/// That of these which has ended before a moment.
+	Over(&'a [Digest], Timestamp),
+	/// These, in the order in which they are named.
+	These(&'a [Digest]),
+}
+
+/// Whose lineage.
+#[derive(Clone, Copy, Debug)]
+pub enum Members<'a> {
+	/// Of one account.
+	Of(&'a str),
+	/// Of all that somebody brought, in the order of their names.
+	BroughtBy(&'a str),
+}
+
+/// The rows of one host in one transaction. No rule lives here.
+///
+/// In [`Store::write`], every invite that [`Rows::invite`] and [`Rows::invites`] return is locked until the end; what
+/// somebody else has locked is left out of [`Pick::Due`] and [`Pick::Over`], and waited for otherwise. The order of a use
+/// case's verbs is part of what it is: it locks the invite, and then reads its claims.
+///
+/// Every verb fails when the storage does, or holds what was never written there.
+#[expect(clippy::missing_errors_doc, reason = "stated once, above")]
+pub trait Rows {
+	/// The invite, ended ones included. What is [attached](Invite::fields) to it may be damaged.
+	fn invite(&mut self, digest: &Digest) -> Result<Option<Invite>, TxError>;
+
+	/// Up to `limit` invites; as of [`Rows::invite`].
+	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError>;
+
+	/// The same without a lock.
+	fn peek(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError>;
+
+	/// Up to `limit` invites that ended before a moment and are not claimed, with the end of their validity: the first to
+	/// end first. Locks nothing.
+	fn over(&mut self, before: Timestamp, limit: u32) -> Result<Vec<(Digest, Option<Timestamp>)>, TxError>;
+
+	/// How many invites the open part has after a position, counting up to `limit`, and the position of the last one.
+	fn count_open(&mut self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), TxError>;
+
+	/// Keeps invites; of each, whether its digest was new. One that is known stays as it is.
+	fn insert(&mut self, invites: &[&Invite]) -> Result<Vec<bool>, TxError>;
+
+	/// Writes back what can change of invites.
+	fn update(&mut self, invites: &[Invite]) -> Result<(), TxError>;
+
+	/// Removes invites with their uses.
+	fn remove(&mut self, digests: &[Digest]) -> Result<(), TxError>;
+
+	/// How many invites of an inviter are open, and when the newest were made, as many as are asked for.
+	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError>;
+
+	/// All claims: the attempts that are under way, a handful.
+	fn claims(&mut self) -> Result<Vec<Claim>, TxError>;
+
+	/// Keeps a claim whose nonce is new.
+	fn insert_claim(&mut self, claim: &Claim) -> Result<(), TxError>;
+
+	/// Removes claims, and returns those that were there.
+	fn take_claims(&mut self, nonces: &[Nonce]) -> Result<Vec<Claim>, TxError>;
+
+	/// Moves the lease of a claim to a later end; `false` if there is no such claim.
+	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError>;
+
+	/// The uses of invites, in the order of the digests and of when they were made (of two in one second, in that of their
+	/// nonces).
+	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError>;
+
+	/// Keeps a use of an invite.
+	fn insert_redemption(&mut self, digest: &Digest, redemption: &Redemption) -> Result<(), TxError>;
+
+	/// Whether somebody became a contact by an invite, under this JID, or is the account of this name that was registered
+	/// with it.
+	fn is_known(&mut self, digest: &Digest, jid: &str, username: Option<&str>) -> Result<bool, TxError>;
+
+	/// Who brought whom.
+	fn members(&mut self, which: Members<'_>) -> Result<Vec<Member>, TxError>;
+
+	/// Keeps who brought an account, in the place of what was known of it.
+	fn put_member(&mut self, member: &Member) -> Result<(), TxError>;
+
+	/// Forgets who brought an account.
+	fn remove_member(&mut self, username: &str) -> Result<(), TxError>;
 }
 
 /// Why a store could not do its work. The texts tell an operator what to do, and hold no token.
@@ -471,4 +368,11 @@ pub enum StoreError {
 		/// What is wrong with it.
 		source: Box<dyn Error + Send + Sync>,
 	},
+}
+
+impl StoreError {
+	/// Of an invite that cannot be read.
+	pub(crate) fn damaged(digest: &Digest, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+		Self::Damaged { id: digest.id().to_string(), source: source.into() }
+	}
 }

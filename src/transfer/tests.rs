@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::invite::{Invite, Type};
 use crate::redemption::{Claim, Purpose};
-use crate::store::InviteStore;
-use crate::store::conformance::{claim, sample};
+use crate::store::Store;
+use crate::store::conformance::{Uses, claim, sample};
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use crate::token::Token;
@@ -20,7 +20,7 @@ fn lower(name: &str) -> Option<String> {
 
 const TERMS: Terms<'_> = Terms { prepare: &lower, is_shared: false, progress: &|_, _| () };
 
-fn invites(store: Arc<dyn InviteStore>) -> Invites {
+fn invites(store: Arc<dyn Store>) -> Invites {
 	Invites::new(HOST.to_owned(), store)
 }
 
@@ -50,7 +50,7 @@ fn wrong(text: &str) -> Vec<String> {
 }
 
 /// A store with invites of every state.
-fn varied(store: &dyn InviteStore) {
+fn varied(store: &dyn Uses) {
 	let invite = |token: &str| Invite { username: None, invite_type: Type::Register, ..sample(HOST, token) };
 	let bound = Invite { username: Some("juliet".to_owned()), expires: None, ..invite("bound") };
 	let [pending, used, several, revoked, paused] = [
@@ -77,9 +77,9 @@ fn varied(store: &dyn InviteStore) {
 #[test]
 fn export_import_export_gives_the_same_bytes_between_all_stores() {
 	let scratch = tempfile::tempdir().unwrap();
-	let store = MemoryStore::default();
+	let store = Arc::new(MemoryStore::default());
 	varied(&store);
-	let first = exported(&invites(Arc::new(store)));
+	let first = exported(&invites(store));
 	assert_eq!(first.lines().count(), 8);
 	let sqlite = SqliteStore::new(&scratch.path().join("invites.sqlite3"), Duration::from_secs(10));
 	let (sqlite, again) = (invites(Arc::new(sqlite)), memory());
@@ -91,7 +91,7 @@ fn export_import_export_gives_the_same_bytes_between_all_stores() {
 
 #[test]
 fn a_line_is_readable() {
-	let store = MemoryStore::default();
+	let store = Arc::new(MemoryStore::default());
 	let invite =
 		Invite { invite_type: Type::Register, username: None, max_uses: Some(2), ..sample(HOST, "t") };
 	store.create(&invite).unwrap();
@@ -111,15 +111,15 @@ fn a_line_is_readable() {
 		),
 		nonce
 	);
-	assert_eq!(exported(&invites(Arc::new(store))), expected);
+	assert_eq!(exported(&invites(store)), expected);
 }
 
 #[test]
 fn what_is_pending_can_be_exported_alone() {
-	let store = MemoryStore::default();
+	let store = Arc::new(MemoryStore::default());
 	varied(&store);
 	let mut text = Vec::new();
-	assert_eq!(export(&invites(Arc::new(store)), Some(NOW), &mut text).unwrap(), 5);
+	assert_eq!(export(&invites(store), Some(NOW), &mut text).unwrap(), 5);
 	let text = String::from_utf8(text).unwrap();
 	assert!(
 		!text.contains("\"revoked\"") && !text.contains("\"used\"") && !text.contains("\"paused\""),
@@ -190,7 +190,7 @@ fn data_nested_deeper_than_the_reader_likes_is_read_and_without_end_is_refused()
 #[test]
 fn what_is_known_stays_as_it_is_and_an_import_can_be_repeated() {
 	let store = Arc::new(MemoryStore::default());
-	let invites = invites(Arc::clone(&store) as Arc<dyn InviteStore>);
+	let invites = invites(Arc::clone(&store) as Arc<dyn Store>);
 	let text = format!("{GOOD}\n{}\n{GOOD}", GOOD.replace("good", "better"));
 	let first = imported(&invites, &text).unwrap();
 	assert_eq!((first.imported, first.known), (2, 1));

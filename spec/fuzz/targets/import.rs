@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use prosody_invites::service::Invites;
+use prosody_invites::invites::Invites;
 use prosody_invites::store::memory::MemoryStore;
 use prosody_invites::transfer::{ImportError, Terms, export, import};
 

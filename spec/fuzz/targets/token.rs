@@ -9,7 +9,7 @@ use prosody_invites::clock::Timestamp;
 use prosody_invites::error::InviteError;
 use prosody_invites::invite::Type;
 use prosody_invites::redemption::Purpose;
-use prosody_invites::service::{Invites, Request};
+use prosody_invites::invites::{Invites, Request};
 use prosody_invites::store::memory::MemoryStore;
 use prosody_invites::token::{Digest, Token};
 

@@ -13,7 +13,7 @@ const LOOK: &str = "SELECT current_setting('server_version') AS server_version, 
 	(SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AS is_superuser, \
 	extract(epoch FROM clock_timestamp())::BIGINT AS now";
 
-const NEWEST: &str = "SELECT max(created_at) AS newest FROM invite WHERE host = $1";
+const NEWEST: &str = "SELECT max(created_at) AS newest FROM invite WHERE host = ?1";
 
 /// Seconds by which the clocks of servers may differ: leases are of a minute.
 const CLOCK_DIFFERENCE: i64 = 5;
@@ -22,21 +22,20 @@ const CLOCK_DIFFERENCE: i64 = 5;
 const SLOW_ANSWER: Duration = Duration::from_millis(10);
 
 impl PostgresStore {
-	pub(super) fn look(&self, host: &str, now: Timestamp) -> Vec<Finding> {
-		let looked = self.connection.call("checking the database", async |session| {
-			let row = session.query(LOOK, &[]).await?.swap_remove(0);
+	pub(super) fn findings(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		let looked = self.connection.call("checking the database", |wire| {
+			let row = wire.query(LOOK, &[])?.swap_remove(0);
 			// The fastest says how far away it is, the others how busy both sides are.
 			let mut took = Duration::MAX;
 			for _ in 0..5 {
 				let asked = Stopwatch::start();
-				session.query(LOOK, &[]).await?;
+				wire.query(LOOK, &[])?;
 				took = took.min(asked.elapsed());
 			}
 			let version: String = row.try_get("server_version")?;
 			let found: [bool; 3] =
 				[row.try_get("is_read_only")?, row.try_get("is_durable")?, row.try_get("is_superuser")?];
-			let newest: Option<i64> =
-				session.query(NEWEST, &[&host]).await?.swap_remove(0).try_get("newest")?;
+			let newest: Option<i64> = wire.query(NEWEST, &[host.into()])?.swap_remove(0).try_get("newest")?;
 			Ok((version, found, row.try_get::<_, i64>("now")?, newest, took))
 		});
 		let address = self.connection.address();

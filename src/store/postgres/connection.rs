@@ -6,9 +6,8 @@
 //! after it tries again. The pauses grow, but not so long that a database that is back stays unnoticed for five seconds.
 //!
 //! A connection that breaks is replaced within the same call, which then does its work again. Where it broke while a
-//! commit was under way nobody knows whether it took place: see [`Connection::change`].
+//! commit was under way nobody knows whether it took place: whoever commits finds that out.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt;
@@ -17,20 +16,23 @@ use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::{Either, select, try_join_all};
+use futures_util::future::{Either, select};
 use rustls::CertificateError;
+use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row, Statement};
 
 use super::address::Address;
+use super::message::{Message, exchange};
 use crate::clock::Stopwatch;
 use crate::signals;
-use crate::store::StoreError;
+use crate::store::sql::{Locked, Param};
+use crate::store::{StoreError, TxError};
 
 /// Every schema there was; the newest version in the table `migration` says how many of them the database has seen.
-pub(super) const MIGRATIONS: [&str; 2] = [include_str!("1_invites.sql"), include_str!("2_contacts.sql")];
+pub(super) const MIGRATIONS: [&str; 3] =
+	[include_str!("1_invites.sql"), include_str!("2_contacts.sql"), include_str!("3_outcome.sql")];
 
 const SESSION: &str = include_str!("session.sql");
 
@@ -50,8 +52,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 
 /// Connections that may break in one call.
 const LOSSES: u32 = 3;
-
-pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// A database, connected to when it is first needed.
 #[derive(Debug)]
@@ -78,33 +78,60 @@ struct Away {
 }
 
 struct Link {
-	session: Session,
+	client: Client,
+	/// What is compiled there.
+	statements: HashMap<(&'static str, Locked), Statement>,
 	/// Carries the bytes. To be polled beside whatever waits for an answer; ends when the connection does.
 	traffic: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// What statements are sent through.
-pub(super) struct Session {
-	client: Client,
-	statements: RefCell<HashMap<&'static str, Statement>>,
+/// The connection, for as long as a call may take.
+pub(super) struct Wire<'a> {
+	runtime: &'a Runtime,
+	link: &'a mut Link,
+	since: Stopwatch,
+	deadline: Duration,
 }
 
 /// How work on the connection failed.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub(super) enum Trouble {
-	Postgres(Error),
-	Store(StoreError),
+	#[error(transparent)]
+	Postgres(#[from] Error),
+	#[error("no answer came in time")]
+	TooLate,
+	#[error(transparent)]
+	Store(#[from] StoreError),
 }
 
-impl From<Error> for Trouble {
-	fn from(error: Error) -> Self {
-		Self::Postgres(error)
+impl Trouble {
+	/// Whether the connection is over, so that nobody knows what became of what was sent last.
+	pub(super) fn is_lost(&self) -> bool {
+		matches!(self, Self::Postgres(error) if is_lost(error))
 	}
 }
 
-impl From<StoreError> for Trouble {
-	fn from(error: StoreError) -> Self {
-		Self::Store(error)
+impl From<Trouble> for TxError {
+	fn from(trouble: Trouble) -> Self {
+		match trouble {
+			Trouble::Store(error) => Self::Store(error),
+			trouble => Self::Engine(Box::new(trouble)),
+		}
+	}
+}
+
+impl From<TxError> for Trouble {
+	fn from(error: TxError) -> Self {
+		match error {
+			TxError::Store(error) => Self::Store(error),
+			TxError::Engine(source) => source.downcast().map_or_else(
+				|source| {
+					let problem = "the PostgreSQL database holds what it cannot hold".to_owned();
+					Self::Store(StoreError::Unavailable { problem, source })
+				},
+				|trouble| *trouble,
+			),
+		}
 	}
 }
 
@@ -142,11 +169,11 @@ impl Connection {
 		}
 	}
 
-	/// Runs `work`, which reads, or does what may be done twice: it is done again if the connection breaks.
+	/// Runs `work`: again, if the connection breaks, or somebody else was in the way.
 	pub(super) fn call<T>(
 		&self,
 		doing: &str,
-		work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
+		work: impl FnMut(&mut Wire<'_>) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
 		let mut state = self.lock();
 		let State { runtime, link, away } = &mut *state;
@@ -168,27 +195,16 @@ impl Connection {
 		}
 		// Put back only where it is known what was done on it: it may be in the middle of a transaction.
 		let mut used = link.take();
-		let attempts =
-			async { tokio::time::timeout(self.deadline, self.attempts(doing, &mut used, work)).await };
-		// It starts a thread to look a host's name up.
-		let failure = match runtime.block_on(signals::blocked_in(attempts)) {
-			Ok(Ok(done)) => {
+		match self.attempts(doing, runtime, &mut used, work) {
+			Ok(done) => {
 				(*link, *away) = (used, None);
-				return Ok(done);
+				Ok(done)
 			}
-			Ok(Err(failure)) => failure,
-			Err(_) => {
-				let deadline = self.deadline.as_millis();
-				let problem = format!("did not answer within {deadline} ms; this was while {doing}");
-				Failure::Away(self.unusable(&problem))
-			}
-		};
-		match failure {
-			Failure::Refused(error) => {
+			Err(Failure::Refused(error)) => {
 				(*link, *away) = (used, None);
 				Err(error)
 			}
-			Failure::Away(error) => {
+			Err(Failure::Away(error)) => {
 				let pause = away.as_ref().map_or(PAUSES.0, |away| PAUSES.1.min(away.pause * 2));
 				*away = Some(Away::new(&error, pause));
 				Err(error)
@@ -196,62 +212,36 @@ impl Connection {
 		}
 	}
 
-	/// Runs `work` in a transaction. Each of its statements sees what others have committed before it began (READ
-	/// COMMITTED): what it decides by, it has to lock.
-	///
-	/// If the connection breaks during the commit, `work` is done again, and is given what the attempt before returned.
-	/// It has to find out whether that one took effect, and to return this if it did. It sees the truth once it
-	/// has the locks that it takes anyway, for the attempt before held them to its end.
-	pub(super) fn change<T>(
+	fn attempts<T>(
 		&self,
 		doing: &str,
-		mut work: impl AsyncFnMut(&Session, Option<&T>) -> Result<T, Trouble>,
-	) -> Result<T, StoreError> {
-		let mut lost = None;
-		self.call(doing, async |session| {
-			let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
-			let done = session.transaction(begin, async || work(session, lost.as_ref()).await).await?;
-			match session.client.batch_execute("COMMIT").await {
-				Ok(()) => Ok(done),
-				Err(error) => {
-					if is_lost(&error) {
-						lost = Some(done);
-					}
-					Err(error.into())
-				}
-			}
-		})
-	}
-
-	/// Runs `work`, which reads several things as they were in one moment.
-	pub(super) fn snapshot<T>(
-		&self,
-		doing: &str,
-		mut work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
-	) -> Result<T, StoreError> {
-		self.call(doing, async |session| {
-			let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-			let done = session.transaction(begin, async || work(session).await).await?;
-			session.client.batch_execute("COMMIT").await?;
-			Ok(done)
-		})
-	}
-
-	async fn attempts<T>(
-		&self,
-		doing: &str,
+		runtime: &Runtime,
 		link: &mut Option<Link>,
-		mut work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
+		mut work: impl FnMut(&mut Wire<'_>) -> Result<T, Trouble>,
 	) -> Result<T, Failure> {
+		let (since, deadline) = (Stopwatch::start(), self.deadline);
+		let too_late = || {
+			let deadline = deadline.as_millis();
+			Failure::Away(
+				self.unusable(&format!("did not answer within {deadline} ms; this was while {doing}")),
+			)
+		};
 		let mut losses = 0;
 		loop {
 			let current = match &mut *link {
 				Some(current) => current,
-				none => none.insert(self.connect().await.map_err(Failure::Away)?),
+				none => {
+					// It starts a thread to look a host's name up.
+					let connected = runtime.block_on(signals::blocked_in(async {
+						tokio::time::timeout(deadline.saturating_sub(since.elapsed()), self.connect()).await
+					}));
+					none.insert(connected.map_err(|_| too_late())?.map_err(Failure::Away)?)
+				}
 			};
-			let error = match current.drive(&mut work).await {
+			let error = match work(&mut Wire { runtime, link: current, since, deadline }) {
 				Ok(done) => return Ok(done),
 				Err(Trouble::Store(error)) => return Err(Failure::Refused(error)),
+				Err(Trouble::TooLate) => return Err(too_late()),
 				Err(Trouble::Postgres(error)) => error,
 			};
 			if is_lost(&error) {
@@ -261,8 +251,7 @@ impl Connection {
 					return Err(Failure::Away(self.unavailable(&format!("was lost while {doing}"), error)));
 				}
 			} else if !is_conflict(&error) {
-				if !matches!(error.code(), Some(&(SqlState::LOCK_NOT_AVAILABLE | SqlState::UNIQUE_VIOLATION)))
-				{
+				if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) {
 					// Whatever it is, a new connection may not have it.
 					*link = None;
 				}
@@ -278,7 +267,8 @@ impl Connection {
 			self.address.config().connect(tls).await.map_err(|error| self.explain_connecting(error))?;
 		let encoding = connection.parameter("server_encoding").map(str::to_owned);
 		let mut link = Link {
-			session: Session { client, statements: RefCell::default() },
+			client,
+			statements: HashMap::new(),
 			// How it ended is told to whoever waits for an answer.
 			traffic: Box::pin(async { drop(connection.await) }),
 		};
@@ -291,57 +281,48 @@ impl Connection {
 			.replace("$deadline", &milliseconds.to_string())
 			.replace("$lock_wait", &(milliseconds * 3 / 4).to_string());
 		let prepared = link
-			.drive(async |session| {
-				session.client.batch_execute(&settings).await?;
-				self.migrate(session).await
+			.drive(async |client| {
+				client.batch_execute(&settings).await?;
+				self.migrate(client).await
 			})
 			.await;
 		match prepared {
 			Ok(()) => Ok(link),
-			Err(Trouble::Store(error)) => Err(error),
 			Err(Trouble::Postgres(error)) => Err(self.explain("connecting", error)),
+			Err(Trouble::Store(error)) => Err(error),
+			Err(Trouble::TooLate) => Err(self.unusable("did not answer in time")),
 		}
 	}
 
 	/// Brings the database to our newest schema: of two servers that start at once, the second waits for the first and
 	/// then finds nothing to do.
-	async fn migrate(&self, session: &Session) -> Result<(), Trouble> {
-		if self.version(session).await? == MIGRATIONS.len() {
+	async fn migrate(&self, client: &Client) -> Result<(), Trouble> {
+		if self.version(client).await? == MIGRATIONS.len() {
 			return Ok(());
 		}
-		session
-			.transaction("BEGIN", async || {
-				session.client.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;
-				let seen = self.version(session).await?;
-				for (index, migration) in MIGRATIONS.iter().enumerate().skip(seen) {
-					if index == 0 {
-						// It may have been made by somebody who may make schemas, for a user who may not.
-						if session.client.query_opt(SCHEMA, &[]).await?.is_none() {
-							session.client.batch_execute("CREATE SCHEMA prosody_invites").await?;
-						}
-						session
-							.client
-							.batch_execute("CREATE TABLE migration (version INTEGER PRIMARY KEY)")
-							.await?;
-					}
-					session.client.batch_execute(migration).await?;
-					let version = i32::try_from(index + 1).unwrap_or(i32::MAX);
-					session
-						.client
-						.execute("INSERT INTO migration (version) VALUES ($1)", &[&version])
-						.await?;
+		client.batch_execute("BEGIN").await?;
+		client.execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK]).await?;
+		let seen = self.version(client).await?;
+		for (index, migration) in MIGRATIONS.iter().enumerate().skip(seen) {
+			if index == 0 {
+				// It may have been made by somebody who may make schemas, for a user who may not.
+				if client.query_opt(SCHEMA, &[]).await?.is_none() {
+					client.batch_execute("CREATE SCHEMA prosody_invites").await?;
 				}
-				Ok(())
-			})
-			.await?;
-		Ok(session.client.batch_execute("COMMIT").await?)
+				client.batch_execute("CREATE TABLE migration (version INTEGER PRIMARY KEY)").await?;
+			}
+			client.batch_execute(migration).await?;
+			let version = i32::try_from(index + 1).unwrap_or(i32::MAX);
+			client.execute("INSERT INTO migration (version) VALUES ($1)", &[&version]).await?;
+		}
+		Ok(client.batch_execute("COMMIT").await?)
 	}
 
-	async fn version(&self, session: &Session) -> Result<usize, Trouble> {
-		if session.client.query_opt(MIGRATED, &[]).await?.is_none() {
+	async fn version(&self, client: &Client) -> Result<usize, Trouble> {
+		if client.query_opt(MIGRATED, &[]).await?.is_none() {
 			return Ok(0);
 		}
-		let found: i32 = session.client.query_one(VERSION, &[]).await?.try_get(0)?;
+		let found: i32 = client.query_one(VERSION, &[]).await?.try_get(0)?;
 		match usize::try_from(found) {
 			Ok(found) if found <= MIGRATIONS.len() => Ok(found),
 			_ => {
@@ -358,7 +339,6 @@ impl Connection {
 	/// Says what an operator can do about what PostgreSQL reports.
 	fn explain(&self, doing: &str, error: Error) -> StoreError {
 		let advice = match error.code() {
-			Some(&SqlState::UNIQUE_VIOLATION) => return StoreError::Exists,
 			Some(&SqlState::LOCK_NOT_AVAILABLE) => "is locked by somebody else; try again",
 			Some(&SqlState::QUERY_CANCELED) => "was too slow",
 			Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => "cannot be written: is it a standby?",
@@ -434,11 +414,8 @@ impl Away {
 }
 
 impl Link {
-	async fn drive<T>(
-		&mut self,
-		mut work: impl AsyncFnMut(&Session) -> Result<T, Trouble>,
-	) -> Result<T, Trouble> {
-		let work = pin!(work(&self.session));
+	async fn drive<T>(&mut self, work: impl AsyncFnOnce(&Client) -> T) -> T {
+		let work = pin!(work(&self.client));
 		match select(work, &mut self.traffic).await {
 			Either::Left((done, _)) => done,
 			// No answer comes any more, and the work is told so.
@@ -447,50 +424,52 @@ impl Link {
 	}
 }
 
-impl Session {
-	async fn statement(&self, text: &'static str) -> Result<Statement, Error> {
-		if let Some(statement) = self.statements.borrow().get(text) {
+impl Wire<'_> {
+	fn wait<T>(&mut self, work: impl AsyncFnOnce(&Client) -> Result<T, Error>) -> Result<T, Trouble> {
+		let left = self.deadline.saturating_sub(self.since.elapsed());
+		let link = &mut *self.link;
+		match self.runtime.block_on(async { tokio::time::timeout(left, link.drive(work)).await }) {
+			Ok(done) => Ok(done?),
+			Err(_) => Err(Trouble::TooLate),
+		}
+	}
+
+	/// A statement, compiled once.
+	pub(super) fn statement(&mut self, text: &'static str, locked: Locked) -> Result<Statement, Trouble> {
+		if let Some(statement) = self.link.statements.get(&(text, locked)) {
 			return Ok(statement.clone());
 		}
-		let statement = self.client.prepare(text).await?;
-		self.statements.borrow_mut().insert(text, statement.clone());
+		let of_postgresql = of_postgresql(text, locked);
+		let statement = self.wait(async |client| client.prepare(&of_postgresql).await)?;
+		self.link.statements.insert((text, locked), statement.clone());
 		Ok(statement)
 	}
 
-	pub(super) async fn query(&self, text: &'static str, params: Params<'_>) -> Result<Vec<Row>, Trouble> {
-		let statement = self.statement(text).await?;
-		Ok(self.client.query(&statement, params).await?)
+	/// Sends messages without waiting for answers, and then waits for all of them: the rows of each.
+	pub(super) fn exchange(&mut self, messages: Vec<Message>) -> Result<Vec<Vec<Row>>, Trouble> {
+		self.wait(async |client| exchange(client, messages).await)
 	}
 
-	/// How many rows it changed.
-	pub(super) async fn execute(&self, text: &'static str, params: Params<'_>) -> Result<u64, Trouble> {
-		let statement = self.statement(text).await?;
-		Ok(self.client.execute(&statement, params).await?)
+	/// The rows of one statement.
+	pub(super) fn query(&mut self, text: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, Trouble> {
+		let statement = self.statement(text, Locked::Read)?;
+		let mut answers = self.exchange(vec![Message::prepared(statement, params)])?;
+		Ok(answers.pop().unwrap_or_default())
 	}
+}
 
-	/// The same for one list of parameters after the other, sent without waiting for answers.
-	pub(super) async fn execute_all(
-		&self,
-		text: &'static str,
-		lists: &[Vec<&(dyn ToSql + Sync)>],
-	) -> Result<Vec<u64>, Trouble> {
-		let statement = self.statement(text).await?;
-		Ok(try_join_all(lists.iter().map(|params| self.client.execute(&statement, params))).await?)
+/// A statement as PostgreSQL takes it.
+fn of_postgresql(text: &str, locked: Locked) -> String {
+	// Only parameters have it.
+	let mut text = text.replace('?', "$");
+	if let Some((before, hint)) = text.split_once(" INDEXED BY ") {
+		let rest = hint.split_once(' ').map_or("", |(_, rest)| rest);
+		text = format!("{before} {rest}");
 	}
-
-	/// Begins a transaction and does `work` in it; the commit is left to the caller.
-	async fn transaction<T>(
-		&self,
-		begin: &str,
-		work: impl AsyncFnOnce() -> Result<T, Trouble>,
-	) -> Result<T, Trouble> {
-		self.client.batch_execute(begin).await?;
-		let done = work().await;
-		if done.is_err() {
-			// Of no use where the connection is lost, and then the next statement says so as well.
-			self.client.batch_execute("ROLLBACK").await.ok();
-		}
-		done
+	text + match locked {
+		Locked::Read => "",
+		Locked::Awaited => " FOR UPDATE",
+		Locked::LeftOut => " FOR UPDATE SKIP LOCKED",
 	}
 }
 

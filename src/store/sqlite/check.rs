@@ -17,7 +17,7 @@ const NEWEST: &str = "SELECT max(created_at) FROM invite WHERE host = ?";
 const TOLD_FAULTS: usize = 3;
 
 impl SqliteStore {
-	pub(super) fn look(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+	pub(super) fn findings(&self, host: &str, now: Timestamp) -> Vec<Finding> {
 		// What SQLite says of the whole file: one "ok", or a line for each fault.
 		let looked = self.with("checking the database", |connection| {
 			let mut statement = connection.prepare("PRAGMA integrity_check")?;

@@ -9,12 +9,11 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::checkpoint::Checkpointer;
 use super::files::{self, Files};
-use crate::store::StoreError;
+use crate::store::{StoreError, TxError};
 
 /// Every schema there was; the database's `user_version` says how many of them it has seen.
 pub(super) const MIGRATIONS: [&str; 3] = [
@@ -52,7 +51,7 @@ pub struct SqliteStore {
 }
 
 #[derive(Debug)]
-struct Opened {
+pub(super) struct Opened {
 	/// Dropped before the connection, which is to be the last: how it is closed is decided here.
 	_checkpointer: Checkpointer,
 	connection: Connection,
@@ -62,9 +61,13 @@ struct Opened {
 }
 
 impl Opened {
+	pub(super) const fn connection(&self) -> &Connection {
+		&self.connection
+	}
+
 	/// Fails if one of the files that are open has lost its name: everybody else uses others by now, and what is written
 	/// to this one is lost.
-	fn check_files(&self) -> Result<(), Trouble> {
+	pub(super) fn check_files(&self) -> Result<(), Trouble> {
 		let lost = self.files.lost(&self.connection).map(Path::to_owned);
 		lost.map_or(Ok(()), |lost| Err(Trouble::Replaced(lost)))
 	}
@@ -127,7 +130,7 @@ impl SqliteStore {
 
 	/// The same for work that changes something. Where one of the files was lost meanwhile, nobody knows whether that is
 	/// among what others see.
-	pub(super) fn write<T>(
+	pub(super) fn change<T>(
 		&self,
 		doing: &str,
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
@@ -140,24 +143,11 @@ impl SqliteStore {
 		})
 	}
 
-	/// The same for a single row. One that is found was stored, whatever lies under the file's name by now: who changes
-	/// something because of it will see that, and so does the tidying once a minute. That there is none, or that it cannot
-	/// be read, says nothing if the file was replaced.
-	pub(super) fn look_up<T>(
+	pub(super) fn run<T>(
 		&self,
 		doing: &str,
-		work: impl FnOnce(&Connection) -> Result<Option<T>, Trouble>,
-	) -> Result<Option<T>, StoreError> {
-		self.run(doing, |opened| {
-			let found = work(&opened.connection);
-			if !matches!(found, Ok(Some(_))) {
-				opened.check_files()?;
-			}
-			found
-		})
-	}
-
-	fn run<T>(&self, doing: &str, work: impl FnOnce(&Opened) -> Result<T, Trouble>) -> Result<T, StoreError> {
+		work: impl FnOnce(&Opened) -> Result<T, Trouble>,
+	) -> Result<T, StoreError> {
 		let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
 		let current = match &mut *opened {
 			Some(current) => current,
@@ -212,21 +202,6 @@ impl SqliteStore {
 				Err(self.explain(doing, error))
 			}
 		}
-	}
-
-	/// Runs `work` in a transaction that no other writer comes between.
-	pub(super) fn change<T>(
-		&self,
-		doing: &str,
-		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
-	) -> Result<T, StoreError> {
-		self.write(doing, |connection| {
-			connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
-			let _undone = Undone(connection);
-			let done = work(connection)?;
-			connection.prepare_cached("COMMIT")?.execute(())?;
-			Ok(done)
-		})
 	}
 
 	pub(super) fn open(&self) -> Result<Connection, StoreError> {
@@ -316,9 +291,6 @@ impl SqliteStore {
 
 	/// Says what an operator can do about what SQLite reports.
 	pub(super) fn explain(&self, doing: &str, error: rusqlite::Error) -> StoreError {
-		if error.sqlite_error().is_some_and(|error| error.extended_code == SQLITE_CONSTRAINT_PRIMARYKEY) {
-			return StoreError::Exists;
-		}
 		let advice = match error.sqlite_error_code() {
 			Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
 				"is locked by another process; try again"
@@ -359,19 +331,6 @@ impl SqliteStore {
 	}
 }
 
-/// Rolls a transaction back that was not committed. rusqlite's own transactions would have their BEGIN and COMMIT compiled
-/// anew each time.
-struct Undone<'a>(&'a Connection);
-
-impl Drop for Undone<'_> {
-	fn drop(&mut self) {
-		if !self.0.is_autocommit() {
-			// SQLite does the same when the connection is closed, if this fails.
-			let _ = self.0.execute_batch("ROLLBACK");
-		}
-	}
-}
-
 /// How work on the connection failed.
 pub(super) enum Trouble {
 	Sqlite(rusqlite::Error),
@@ -389,6 +348,21 @@ impl From<rusqlite::Error> for Trouble {
 impl From<StoreError> for Trouble {
 	fn from(error: StoreError) -> Self {
 		Self::Store(error)
+	}
+}
+
+impl From<TxError> for Trouble {
+	fn from(error: TxError) -> Self {
+		match error {
+			TxError::Store(error) => Self::Store(error),
+			TxError::Engine(source) => match source.downcast() {
+				Ok(error) => Self::Sqlite(*error),
+				Err(source) => {
+					let problem = "the database holds what it cannot hold".to_owned();
+					Self::Store(StoreError::Unavailable { problem, source })
+				}
+			},
+		}
 	}
 }
 

@@ -8,8 +8,13 @@ use std::time::Duration;
 use super::connection::{MIGRATIONS, is_current, version};
 use super::*;
 use crate::invite::Type;
-use crate::redemption::Purpose;
-use crate::store::conformance::{claim, inviters_race, made_by, promises, races, redeem_once, sample, tests};
+use crate::redemption::{Purpose, Redeemed};
+use crate::store::Record;
+use crate::store::conformance::{
+	Uses, claim, inviters_race, made_by, promises, races, redeem_once, released, sample, tests,
+	without_spent_token,
+};
+use crate::token::Digest;
 
 /// Long enough that no test on a loaded machine runs into it by accident.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -20,20 +25,31 @@ const SHORT_WAIT: Duration = Duration::from_millis(500);
 promises!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
 races!(tests(|scratch| SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT)));
 
+mod twice {
+	use super::*;
+	use crate::store::conformance::Twice;
+
+	promises!(tests(|scratch| Twice(SqliteStore::new(&scratch.join("invites.sqlite3"), LOCK_WAIT))));
+}
+
+fn open(path: &Path, lock_wait: Duration) -> Arc<SqliteStore> {
+	Arc::new(SqliteStore::new(path, lock_wait))
+}
+
 fn scratch() -> (tempfile::TempDir, PathBuf) {
 	let scratch = tempfile::tempdir().unwrap();
 	let path = scratch.path().join("invites.sqlite3");
 	(scratch, path)
 }
 
-fn problem(store: &SqliteStore) -> String {
+fn problem(store: &Arc<SqliteStore>) -> String {
 	store.find("example.com", &Digest::of(b"x")).unwrap_err().to_string()
 }
 
 #[test]
 fn every_migration_applies_and_the_version_is_their_number() {
 	let (_scratch, path) = scratch();
-	SqliteStore::new(&path, LOCK_WAIT).create(&sample("example.com", "t")).unwrap();
+	open(&path, LOCK_WAIT).create(&sample("example.com", "t")).unwrap();
 	let connection = Connection::open(&path).unwrap();
 	assert_eq!(version(&connection).unwrap(), i64::try_from(MIGRATIONS.len()).unwrap());
 	assert!(is_current(&connection).is_ok_and(|current| current));
@@ -42,7 +58,7 @@ fn every_migration_applies_and_the_version_is_their_number() {
 #[test]
 fn nothing_is_opened_before_the_first_call() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	assert!(!path.exists());
 	store.find("example.com", &Digest::of(b"x")).unwrap();
 	assert!(path.exists());
@@ -51,7 +67,7 @@ fn nothing_is_opened_before_the_first_call() {
 #[test]
 fn the_files_are_for_their_owner_alone() {
 	let (scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	store.create(&sample("example.com", "t")).unwrap();
 	let mut modes: Vec<_> = std::fs::read_dir(scratch.path())
 		.unwrap()
@@ -72,7 +88,7 @@ fn files_that_root_creates_belong_to_the_owner_of_their_directory() {
 	if std::os::unix::fs::chown(scratch.path(), Some(user), Some(group)).is_err() {
 		return; // Only root can.
 	}
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	store.create(&sample("example.com", "t")).unwrap();
 	let beside = scratch.path().join("backup");
 	store.back_up(&beside).unwrap();
@@ -93,14 +109,14 @@ fn files_that_root_creates_belong_to_the_owner_of_their_directory() {
 	let backup = store.read_backup(&beside).unwrap();
 	store.restore(&backup, false, 1).unwrap();
 	drop((backup, store));
-	SqliteStore::new(&path, LOCK_WAIT).create(&sample("example.com", "u")).unwrap();
+	open(&path, LOCK_WAIT).create(&sample("example.com", "u")).unwrap();
 	assert_eq!(owners(), [(user, group); 3], "the database, the copy, and what is left is gone");
 }
 
 #[test]
 fn a_connection_waits_for_the_disk_at_each_commit() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let pragmas = store.with("testing", |connection| {
 		let read = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
 		Ok((read("synchronous")?, read("trusted_schema")?))
@@ -113,8 +129,8 @@ fn a_connection_waits_for_the_disk_at_each_commit() {
 fn invites_are_there_after_reopening() {
 	let (_scratch, path) = scratch();
 	let invite = sample("example.com", "t");
-	SqliteStore::new(&path, LOCK_WAIT).create(&invite).unwrap();
-	let again = SqliteStore::new(&path, LOCK_WAIT);
+	open(&path, LOCK_WAIT).create(&invite).unwrap();
+	let again = open(&path, LOCK_WAIT);
 	assert_eq!(again.find(&invite.host, &invite.digest).unwrap(), Some(invite));
 }
 
@@ -132,19 +148,19 @@ fn many_that_start_at_once_on_a_new_file_all_succeed() {
 		for index in 0..16 {
 			let path = &path;
 			threads.spawn(move || {
-				let store = SqliteStore::new(path, LOCK_WAIT);
+				let store = open(path, LOCK_WAIT);
 				store.create(&sample("example.com", &format!("t{index}"))).unwrap();
 			});
 		}
 	});
-	let found = SqliteStore::new(&path, LOCK_WAIT).open_invites("example.com", None, 100).unwrap();
+	let found = open(&path, LOCK_WAIT).open_invites("example.com", None, 100).unwrap();
 	assert_eq!(found.len(), 16);
 }
 
 #[test]
 fn connections_racing_for_one_invite_redeem_it_once() {
 	let (_scratch, path) = scratch();
-	let stores: Vec<_> = (0..4).map(|_| SqliteStore::new(&path, LOCK_WAIT)).collect();
+	let stores: Vec<_> = (0..4).map(|_| open(&path, LOCK_WAIT)).collect();
 	for round in 0..50 {
 		let invite = Invite { username: None, ..sample("example.com", &format!("t{round}")) };
 		stores[0].create(&invite).unwrap();
@@ -160,7 +176,7 @@ fn connections_racing_for_one_invite_redeem_it_once() {
 #[test]
 fn connections_racing_for_one_inviter_make_no_more_than_the_limit_lets() {
 	let (_scratch, path) = scratch();
-	let [one, other] = [(); 2].map(|()| SqliteStore::new(&path, LOCK_WAIT));
+	let [one, other] = [(); 2].map(|()| open(&path, LOCK_WAIT));
 	inviters_race(&[&one, &other]);
 }
 
@@ -174,7 +190,7 @@ fn the_inviters_of_older_invites_are_known_after_the_migration() {
 	let bound = Invite { digest: Digest::of(b"bound"), ..bound };
 	let again = made_by("nurse", "again");
 	let all = [&contact, &made, &elsewhere, &nobodys, &bound, &again];
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	for invite in all {
 		store.create(invite).unwrap();
 	}
@@ -182,7 +198,7 @@ fn the_inviters_of_older_invites_are_known_after_the_migration() {
 		let claim = claim(invite, Purpose::Account, name, at);
 		store.redeem_at_once(&claim, None, at).unwrap().unwrap();
 	}
-	let lineage = |store: &SqliteStore| {
+	let lineage = |store: &Arc<SqliteStore>| {
 		let of = |name| store.lineage("example.com", name).unwrap();
 		(of("romeo").map(|member| (member.inviter, member.joined_at)), of("paris"))
 	};
@@ -203,14 +219,14 @@ fn the_inviters_of_older_invites_are_known_after_the_migration() {
 			.unwrap();
 		assert_eq!(inviter, invite.local_inviter());
 	}
-	assert_eq!(lineage(&SqliteStore::new(&path, LOCK_WAIT)), (Some(("nurse".to_owned(), Some(2))), None));
+	assert_eq!(lineage(&open(&path, LOCK_WAIT)), (Some(("nurse".to_owned(), Some(2))), None));
 }
 
 #[test]
 fn a_missing_directory_is_named_and_not_created() {
 	let scratch = tempfile::tempdir().unwrap();
 	let directory = scratch.path().join("missing");
-	let problem = problem(&SqliteStore::new(&directory.join("invites.sqlite3"), LOCK_WAIT));
+	let problem = problem(&open(&directory.join("invites.sqlite3"), LOCK_WAIT));
 	assert!(problem.contains("directory does not exist: create it"), "{problem}");
 	assert!(!directory.exists());
 }
@@ -221,7 +237,7 @@ fn a_file_system_without_wal_is_told_in_words() {
 	// SQLite's own driver for file systems that cannot lock: it cannot share memory either.
 	let mut store = SqliteStore::new(&path, LOCK_WAIT);
 	store.vfs = Some("unix-dotfile");
-	let problem = problem(&store);
+	let problem = problem(&Arc::new(store));
 	assert!(problem.contains("move Prosody's data directory to a local disk"), "{problem}");
 }
 
@@ -229,7 +245,7 @@ fn a_file_system_without_wal_is_told_in_words() {
 fn another_programs_database_is_left_alone() {
 	let (_scratch, path) = scratch();
 	Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
-	let problem = problem(&SqliteStore::new(&path, LOCK_WAIT));
+	let problem = problem(&open(&path, LOCK_WAIT));
 	assert!(problem.contains("of another program"), "{problem}");
 	let tables: i64 = Connection::open(&path)
 		.unwrap()
@@ -246,7 +262,7 @@ fn backup(store: &SqliteStore, to: &Path) -> backup::Backup {
 #[test]
 fn a_backup_holds_what_is_in_the_log_and_comes_back_under_a_running_server() {
 	let (scratch, path) = scratch();
-	let (server, operator) = (SqliteStore::new(&path, LOCK_WAIT), SqliteStore::new(&path, LOCK_WAIT));
+	let (server, operator) = (open(&path, LOCK_WAIT), open(&path, LOCK_WAIT));
 	let [kept, used, later] =
 		["kept", "used", "later"].map(|token| Invite { username: None, ..sample("example.com", token) });
 	server.create(&kept).unwrap();
@@ -275,7 +291,7 @@ fn a_backup_holds_what_is_in_the_log_and_comes_back_under_a_running_server() {
 #[test]
 fn nothing_in_a_backup_that_is_restored_revoked_is_ever_good() {
 	let (scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let invite = sample("example.com", "t");
 	store.create(&invite).unwrap();
 	let backup = backup(&store, &scratch.path().join("backup"));
@@ -288,7 +304,7 @@ fn nothing_in_a_backup_that_is_restored_revoked_is_ever_good() {
 #[test]
 fn a_backup_comes_back_where_the_database_is_lost() {
 	let (scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let invite = sample("example.com", "t");
 	store.create(&invite).unwrap();
 	store.back_up(&scratch.path().join("backup")).unwrap();
@@ -298,7 +314,7 @@ fn a_backup_comes_back_where_the_database_is_lost() {
 			std::fs::remove_file(name).unwrap();
 		}
 	}
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let backup = store.read_backup(&scratch.path().join("backup")).unwrap();
 	assert_eq!((backup.content.would_live_again, backup.content.would_be_gone), (Some(0), Some(0)));
 	store.restore(&backup, false, 1).unwrap();
@@ -309,7 +325,7 @@ fn a_backup_comes_back_where_the_database_is_lost() {
 #[test]
 fn a_registration_under_way_keeps_a_backup_from_being_restored() {
 	let (scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let invite = Invite { username: None, ..sample("example.com", "t") };
 	store.create(&invite).unwrap();
 	let backup = backup(&store, &scratch.path().join("backup"));
@@ -328,7 +344,7 @@ fn a_registration_under_way_keeps_a_backup_from_being_restored() {
 #[test]
 fn what_is_no_good_backup_is_told_and_changes_nothing() {
 	let (scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let invite = sample("example.com", "t");
 	store.create(&invite).unwrap();
 	let good = scratch.path().join("good");
@@ -370,32 +386,8 @@ const RELEASED: [&str; 2] = [
 	include_str!("../../../spec/fixtures/schema-2.sql"),
 ];
 
-/// What is in each of them.
-fn expected_of_released() -> Vec<Record> {
-	let text = include_str!("../../../spec/fixtures/released.jsonl");
-	let invites = crate::service::Invites::new(
-		"example.com".to_owned(),
-		Arc::new(crate::store::memory::MemoryStore::default()),
-	);
-	let terms = crate::transfer::Terms {
-		prepare: &|name| Some(name.to_owned()),
-		is_shared: false,
-		progress: &|_, _| (),
-	};
-	crate::transfer::import(&invites, &mut std::io::Cursor::new(text), &terms).unwrap();
-	invites.records(None, 100).unwrap().into_iter().map(without_spent_token).collect()
-}
-
-/// A migration may forget the secrets that nobody can use any more.
-fn without_spent_token(mut record: Record) -> Record {
-	if record.invite.ended_at.is_some() {
-		record.invite.token = None;
-	}
-	record
-}
-
 fn migrated(path: &Path) -> Vec<Record> {
-	let store = SqliteStore::new(path, LOCK_WAIT);
+	let store = open(path, LOCK_WAIT);
 	store.records("example.com", None, 100).unwrap().into_iter().map(without_spent_token).collect()
 }
 
@@ -406,9 +398,9 @@ fn a_database_of_every_released_schema_is_migrated_and_keeps_everything() {
 		let (_scratch, path) = scratch();
 		Connection::open(&path).unwrap().execute_batch(dump).unwrap();
 		assert_eq!(version(&Connection::open(&path).unwrap()).unwrap(), i64::try_from(index + 1).unwrap());
-		assert_eq!(migrated(&path), expected_of_released());
+		assert_eq!(migrated(&path), released());
 		assert!(is_current(&Connection::open(&path).unwrap()).is_ok_and(|current| current));
-		let fresh = SqliteStore::new(&path.with_file_name("fresh"), LOCK_WAIT);
+		let fresh = open(&path.with_file_name("fresh"), LOCK_WAIT);
 		fresh.create(&sample("example.com", "t")).unwrap();
 		let schema = |path: &Path| -> Vec<(String, String)> {
 			let connection = Connection::open(path).unwrap();
@@ -426,7 +418,7 @@ fn a_database_of_every_released_schema_is_migrated_and_keeps_everything() {
 fn processes_that_migrate_at_once_all_find_everything() {
 	let (_scratch, path) = scratch();
 	Connection::open(&path).unwrap().execute_batch(RELEASED[0]).unwrap();
-	let expected = expected_of_released();
+	let expected = released();
 	std::thread::scope(|threads| {
 		for _ in 0..8 {
 			threads.spawn(|| assert_eq!(migrated(&path), expected));
@@ -437,9 +429,9 @@ fn processes_that_migrate_at_once_all_find_everything() {
 #[test]
 fn a_newer_schema_is_refused_naming_both_versions() {
 	let (_scratch, path) = scratch();
-	SqliteStore::new(&path, LOCK_WAIT).find("example.com", &Digest::of(b"x")).unwrap();
+	open(&path, LOCK_WAIT).find("example.com", &Digest::of(b"x")).unwrap();
 	Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-	let problem = problem(&SqliteStore::new(&path, LOCK_WAIT));
+	let problem = problem(&open(&path, LOCK_WAIT));
 	assert!(problem.contains("schema 99") && problem.contains(&MIGRATIONS.len().to_string()), "{problem}");
 }
 
@@ -448,7 +440,7 @@ fn garbage_is_reported_kept_and_recovered_from_without_a_restart() {
 	let (_scratch, path) = scratch();
 	let garbage = "garbage ".repeat(1000);
 	std::fs::write(&path, &garbage).unwrap();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let problem = problem(&store);
 	assert!(problem.contains("put a backup in its place"), "{problem}");
 	assert_eq!(std::fs::read_to_string(&path).unwrap(), garbage);
@@ -459,7 +451,7 @@ fn garbage_is_reported_kept_and_recovered_from_without_a_restart() {
 #[test]
 fn a_lock_held_too_long_is_an_error_of_its_own_and_passes() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, Duration::from_millis(20));
+	let store = open(&path, Duration::from_millis(20));
 	let invite = sample("example.com", "t");
 	store.create(&invite).unwrap();
 	let other = Connection::open(&path).unwrap();
@@ -474,7 +466,7 @@ fn a_lock_held_too_long_is_an_error_of_its_own_and_passes() {
 #[test]
 fn a_damaged_invite_is_named_by_its_id_and_hides_no_other() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	let (damaged, whole) = (sample("example.com", "damaged"), sample("example.com", "whole"));
 	store.create(&damaged).unwrap();
 	store.create(&whole).unwrap();
@@ -491,7 +483,7 @@ fn a_damaged_invite_is_named_by_its_id_and_hides_no_other() {
 #[test]
 fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts() {
 	let (scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	store.create(&sample("example.com", "old")).unwrap();
 	std::fs::remove_file(&path).unwrap();
 	let error = store.create(&sample("example.com", "lost")).unwrap_err().to_string();
@@ -504,7 +496,7 @@ fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts(
 	assert!(error.contains("deleted or replaced"), "{error}");
 	let new = sample("example.com", "new");
 	store.create(&new).unwrap();
-	assert_eq!(SqliteStore::new(&path, LOCK_WAIT).find(&new.host, &new.digest).unwrap(), Some(new));
+	assert_eq!(open(&path, LOCK_WAIT).find(&new.host, &new.digest).unwrap(), Some(new));
 	drop(scratch);
 }
 
@@ -513,7 +505,7 @@ fn a_file_that_is_deleted_or_replaced_is_noticed_and_what_lies_there_now_counts(
 fn a_change_notices(what: &str, saves: bool, damage: impl Fn(&dyn Fn(&str) -> PathBuf)) {
 	let (_scratch, path) = scratch();
 	let file = |suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
-	let store = SqliteStore::new(&path, SHORT_WAIT);
+	let store = open(&path, SHORT_WAIT);
 	let before: Vec<_> = (0..200)
 		.map(|index| Invite { username: None, ..sample("example.com", &format!("{index}")) })
 		.collect();
@@ -527,9 +519,9 @@ fn a_change_notices(what: &str, saves: bool, damage: impl Fn(&dyn Fn(&str) -> Pa
 	assert!(error.contains("was deleted or replaced"), "{what}: {error}");
 	let after = Invite { username: None, ..sample("example.com", "after") };
 	store.create(&after).unwrap();
-	let find = |store: &SqliteStore, invite: &Invite| store.find(&invite.host, &invite.digest).unwrap();
+	let find = |store: &Arc<SqliteStore>, invite: &Invite| store.find(&invite.host, &invite.digest).unwrap();
 	drop(store);
-	let store = SqliteStore::new(&path, SHORT_WAIT);
+	let store = open(&path, SHORT_WAIT);
 	assert_eq!(find(&store, &after).as_ref(), Some(&after), "{what}");
 	assert_eq!(find(&store, &lost), None, "{what}");
 	if saves {
@@ -565,7 +557,7 @@ fn a_log_is_never_taken_for_that_of_another_database_and_goes_with_its_own() {
 	let (scratch, path) = scratch();
 	let [old, common] =
 		["old", "common"].map(|token| Invite { username: None, ..sample("example.com", token) });
-	let store = SqliteStore::new(&path, SHORT_WAIT);
+	let store = open(&path, SHORT_WAIT);
 	store.create(&common).unwrap();
 	let copy = scratch.path().join("copy");
 	store.back_up(&copy).unwrap();
@@ -576,13 +568,13 @@ fn a_log_is_never_taken_for_that_of_another_database_and_goes_with_its_own() {
 	let new = Invite { username: None, ..sample("example.com", "new") };
 	store.create(&new).unwrap_err();
 	store.create(&new).unwrap();
-	let found = |store: &SqliteStore| {
+	let found = |store: &Arc<SqliteStore>| {
 		[&old, &common, &new].map(|invite| store.find(&invite.host, &invite.digest).unwrap().is_some())
 	};
 	assert_eq!(found(&store), [false, true, true]);
 	let findings = store.check("example.com", 2_000_000_000);
 	assert!(findings.iter().all(|finding| finding.level != crate::check::Level::Critical), "{findings:?}");
-	assert_eq!(found(&SqliteStore::new(&moved, SHORT_WAIT)), [true, true, false]);
+	assert_eq!(found(&open(&moved, SHORT_WAIT)), [true, true, false]);
 }
 
 #[test]
@@ -602,7 +594,7 @@ fn files_that_are_cut_off_are_noticed() {
 #[test]
 fn a_process_that_ends_spares_what_others_have_committed_to_files_of_the_same_names() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, SHORT_WAIT);
+	let store = open(&path, SHORT_WAIT);
 	store.create(&sample("example.com", "t")).unwrap();
 	let [log, index] = ["-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", path.display())));
 	std::fs::remove_file(&index).unwrap();
@@ -614,7 +606,7 @@ fn a_process_that_ends_spares_what_others_have_committed_to_files_of_the_same_na
 #[test]
 fn a_database_that_a_restored_backup_makes_shorter_is_no_other_one() {
 	let (scratch, path) = scratch();
-	let (server, operator) = (SqliteStore::new(&path, SHORT_WAIT), SqliteStore::new(&path, LOCK_WAIT));
+	let (server, operator) = (open(&path, SHORT_WAIT), open(&path, LOCK_WAIT));
 	server.create(&Invite { username: None, ..sample("example.com", "t") }).unwrap();
 	let backup = backup(&operator, &scratch.path().join("backup"));
 	let many: Vec<_> = (0..3000).map(|index| sample("example.com", &format!("{index}")).into()).collect();
@@ -634,22 +626,22 @@ fn a_database_that_a_restored_backup_makes_shorter_is_no_other_one() {
 #[test]
 fn what_is_asked_of_few_invites_is_found_by_an_index_and_not_by_reading_all() {
 	let (_scratch, path) = scratch();
-	SqliteStore::new(&path, LOCK_WAIT).create(&sample("example.com", "t")).unwrap();
+	open(&path, LOCK_WAIT).create(&sample("example.com", "t")).unwrap();
 	let connection = Connection::open(&path).unwrap();
 	let mut wrong = Vec::new();
 	for statement in [
-		statements::BROUGHT_BY,
-		statements::COUNT_OPEN,
-		statements::DUE,
-		statements::HISTORY_PART,
-		statements::INVITES_OF_INVITER,
-		statements::IS_KNOWN,
-		statements::NEWEST_OF_INVITER,
-		statements::OPEN_INVITES_OF_INVITER,
-		statements::OPEN_INVITES_OF_USER,
-		statements::OPEN_OF_INVITER,
-		statements::OPEN_PART,
-		statements::OVER,
+		sql::ALL_OF_INVITER,
+		sql::BROUGHT_BY,
+		sql::COUNT_OF_INVITER,
+		sql::COUNT_OPEN,
+		sql::DUE,
+		sql::IS_KNOWN,
+		sql::NEWEST_OF_INVITER,
+		sql::OPEN_OF_INVITER,
+		sql::OPEN_OF_USER,
+		sql::OPEN_PART,
+		sql::OVER,
+		HISTORY_PART,
 	] {
 		let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
 		for parameter in 1..=plan.parameter_count() {
@@ -674,7 +666,7 @@ fn log_size(path: &Path) -> u64 {
 #[test]
 fn a_long_log_is_moved_into_the_database_beside_the_commits_and_has_a_bound() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, SHORT_WAIT);
+	let store = open(&path, SHORT_WAIT);
 	let page = 4096 + 24; // with its header in the log
 	let (wake_at, bound) = (page * checkpoint::PAGES, 2 * page * checkpoint::MAX_PAGES);
 	let mut largest = 0;
@@ -704,7 +696,7 @@ fn a_long_log_is_moved_into_the_database_beside_the_commits_and_has_a_bound() {
 #[test]
 fn a_process_that_may_wait_leaves_no_long_log_to_the_server() {
 	let (_scratch, path) = scratch();
-	let (server, operator) = (SqliteStore::new(&path, SHORT_WAIT), SqliteStore::new(&path, LOCK_WAIT));
+	let (server, operator) = (open(&path, SHORT_WAIT), open(&path, LOCK_WAIT));
 	let mut largest = 0;
 	for batch in 0..20 {
 		let invites: Vec<_> =
@@ -728,7 +720,7 @@ fn a_process_that_may_wait_leaves_no_long_log_to_the_server() {
 #[test]
 fn the_last_to_close_leaves_a_whole_file_and_no_log() {
 	let (_scratch, path) = scratch();
-	let store = SqliteStore::new(&path, LOCK_WAIT);
+	let store = open(&path, LOCK_WAIT);
 	for batch in 0..10 {
 		let invites: Vec<_> =
 			(0..200).map(|index| sample("example.com", &format!("{batch} {index}")).into()).collect();

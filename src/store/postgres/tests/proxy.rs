@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What happens to the connection.
@@ -19,11 +19,22 @@ pub(super) enum Fate {
 	Swallow,
 }
 
-type Trap = Arc<Mutex<Option<(Vec<u8>, Fate)>>>;
+/// Done when the message has come, before the connection is cut.
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
+type Trap = Arc<Mutex<Option<(Vec<u8>, Fate, Meanwhile)>>>;
 
 pub(super) struct Proxy {
 	port: u16,
 	trap: Trap,
+	turns: Arc<Turns>,
+}
+
+/// Counts how often somebody asks who has heard the answer to what was asked before.
+#[derive(Default)]
+struct Turns {
+	is_answered: AtomicBool,
+	count: AtomicUsize,
 }
 
 impl Proxy {
@@ -31,19 +42,20 @@ impl Proxy {
 	pub(super) fn new(socket: String) -> Self {
 		let listener = TcpListener::bind("127.0.0.1:0").unwrap();
 		let port = listener.local_addr().unwrap().port();
-		let trap = Trap::default();
-		let armed = Arc::clone(&trap);
+		let (trap, turns) = (Trap::default(), Arc::<Turns>::default());
+		let (armed, counted) = (Arc::clone(&trap), Arc::clone(&turns));
 		std::thread::spawn(move || {
 			for client in listener.incoming() {
 				let (client, server) = (client.unwrap(), UnixStream::connect(&socket).unwrap());
 				let answers = (server.try_clone().unwrap(), client.try_clone().unwrap());
 				let (trap, swallows) = (Arc::clone(&armed), Arc::<AtomicBool>::default());
 				let is_swallowed = Arc::clone(&swallows);
-				std::thread::spawn(move || pass_answers(answers.0, answers.1, &is_swallowed));
-				std::thread::spawn(move || pass_requests(client, server, &trap, &swallows));
+				let [asked, answered] = [(); 2].map(|()| Arc::clone(&counted));
+				std::thread::spawn(move || pass_answers(answers.0, answers.1, &is_swallowed, &answered));
+				std::thread::spawn(move || pass_requests(client, server, &trap, &swallows, &asked));
 			}
 		});
-		Self { port, trap }
+		Self { port, trap, turns }
 	}
 
 	/// The database of a URL that goes by the socket, through this.
@@ -54,7 +66,17 @@ impl Proxy {
 
 	/// The next message that holds these bytes is the last of its connection. Others go on.
 	pub(super) fn wait_for(&self, bytes: &[u8], fate: Fate) {
-		*self.trap.lock().unwrap() = Some((bytes.to_vec(), fate));
+		self.wait_and_do(bytes, fate, || ());
+	}
+
+	/// The same, and does something meanwhile.
+	pub(super) fn wait_and_do(&self, bytes: &[u8], fate: Fate, meanwhile: impl FnOnce() + Send + 'static) {
+		*self.trap.lock().unwrap() = Some((bytes.to_vec(), fate, Box::new(meanwhile)));
+	}
+
+	/// How many conversations there were since this was asked last.
+	pub(super) fn turns(&self) -> usize {
+		self.turns.count.swap(0, Ordering::SeqCst)
 	}
 
 	/// Whether the message came.
@@ -63,15 +85,27 @@ impl Proxy {
 	}
 }
 
-fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap, swallows: &AtomicBool) {
+fn pass_requests(
+	mut client: TcpStream,
+	mut server: UnixStream,
+	trap: &Trap,
+	swallows: &AtomicBool,
+	turns: &Turns,
+) {
 	let mut buffer = [0; 8192];
 	while let Ok(length @ 1..) = client.read(&mut buffer) {
+		if turns.is_answered.swap(false, Ordering::SeqCst) {
+			turns.count.fetch_add(1, Ordering::SeqCst);
+		}
 		let message = &buffer[..length];
-		let fate = trap
+		let struck = trap
 			.lock()
 			.unwrap()
-			.take_if(|(bytes, _)| message.windows(bytes.len()).any(|window| window == bytes))
-			.map(|(_, fate)| fate);
+			.take_if(|(bytes, ..)| message.windows(bytes.len()).any(|window| window == bytes));
+		let fate = struck.map(|(_, fate, meanwhile)| {
+			meanwhile();
+			fate
+		});
 		if fate.is_some_and(|fate| fate != Fate::Swallow) {
 			client.shutdown(Shutdown::Both).unwrap();
 		}
@@ -90,9 +124,10 @@ fn pass_requests(mut client: TcpStream, mut server: UnixStream, trap: &Trap, swa
 	server.shutdown(Shutdown::Write).ok();
 }
 
-fn pass_answers(mut server: UnixStream, mut client: TcpStream, swallows: &AtomicBool) {
+fn pass_answers(mut server: UnixStream, mut client: TcpStream, swallows: &AtomicBool, turns: &Turns) {
 	let mut buffer = [0; 8192];
 	while let Ok(length @ 1..) = server.read(&mut buffer) {
+		turns.is_answered.store(true, Ordering::SeqCst);
 		if !swallows.load(Ordering::SeqCst) && client.write_all(&buffer[..length]).is_err() {
 			break;
 		}

@@ -1,0 +1,593 @@
+//! The invites of one host: every use case, once, in the words of its rule.
+//!
+//! A use case says what it reads, which rule decides, and what it changes, in [`Work`](crate::store::Work) that a store
+//! makes atomic. The order of its verbs is part of it: an invite is locked before its claims are read. Where a store is
+//! looked at first without a lock, nearly always nothing is to be done.
+
+mod ending;
+mod finding;
+mod making;
+mod redeeming;
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::clock::Timestamp;
+use crate::error::InviteError;
+use crate::invite::{Invite, Type};
+use crate::lineage::Member;
+use crate::redemption::{Account, Purpose};
+use crate::store::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError};
+use crate::token::{Digest, Nonce};
+use crate::value::MAX_ATTACHED;
+
+/// What a caller asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+	/// What the invite is made for.
+	pub invite_type: Type,
+	/// The inviter of a roster invite, the bound name of a register one. Nodeprepped.
+	pub username: Option<String>,
+	/// Whether it resets the password of `username`.
+	pub is_reset: bool,
+	/// The account of `username`, for a register invite that has one.
+	pub account: Option<Account>,
+	/// Whether it may be redeemed for an account.
+	pub allow_registration: bool,
+	/// Seconds until it expires; none: never.
+	pub ttl: Option<i64>,
+	/// How often it may be redeemed; none: until it expires.
+	pub max_uses: Option<u32>,
+}
+
+/// Somebody tries to redeem an invite.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+	/// The invite.
+	pub digest: Digest,
+	/// What for.
+	pub purpose: Purpose,
+	/// As [`Claim::invitee`].
+	pub invitee: Option<String>,
+	/// The accounts that the invite depends on ([`Invite::depends_on`]).
+	pub depends_on: Vec<(String, Account)>,
+}
+
+/// What the store keeps of the tokens of pending invites (option `invite_token_at_rest`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtRest {
+	/// The token itself.
+	#[default]
+	Plain,
+	/// Its digest alone, so that who gets hold of the store gets no token. What needs no token works as before; invites
+	/// are listed, shown and revoked by their public ids.
+	Digest,
+}
+
+/// Why an invite is revoked that another one [`supersedes`](crate::redemption::supersedes).
+const SUPERSEDED: &str = "a newer invite took its place";
+
+/// The invites of one host in one store.
+#[derive(Clone)]
+pub struct Invites {
+	host: String,
+	store: Arc<dyn Store>,
+	at_rest: AtRest,
+	orphans: Arc<Mutex<Vec<Orphan>>>,
+}
+
+/// A claim that nobody holds, and that may be there all the same: the call that made or released it failed.
+#[derive(Clone, Copy)]
+struct Orphan {
+	nonce: Nonce,
+	/// From the second after it on, whoever meets the claim settles it; none where that is not known.
+	lease_end: Option<Timestamp>,
+}
+
+impl Invites {
+	/// The invites of `host`, as Prosody writes it, in `store`.
+	pub fn new(host: String, store: Arc<dyn Store>) -> Self {
+		Self { host, store, at_rest: AtRest::Plain, orphans: Arc::default() }
+	}
+
+	/// The same, keeping so much of the tokens.
+	#[must_use]
+	pub fn keeping(self, at_rest: AtRest) -> Self {
+		Self { at_rest, ..self }
+	}
+
+	/// The host.
+	#[must_use]
+	pub fn host(&self) -> &str {
+		&self.host
+	}
+
+	/// What the store can keep.
+	#[must_use]
+	pub fn carries(&self) -> Carries {
+		self.store.carries()
+	}
+
+	/// An invite as it is stored.
+	fn at_rest<'a>(&self, invite: &'a Invite) -> Cow<'a, Invite> {
+		match self.at_rest {
+			AtRest::Plain => Cow::Borrowed(invite),
+			AtRest::Digest => {
+				let mut invite = invite.clone();
+				invite.forget_token();
+				Cow::Owned(invite)
+			}
+		}
+	}
+
+	/// Does work of one verb that changes nothing.
+	fn look<T>(
+		&self,
+		doing: &'static str,
+		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
+	) -> Result<T, StoreError> {
+		let mut done = None;
+		self.store.look(doing, &self.host, &mut |rows| {
+			done = Some(work(rows)?);
+			Ok(())
+		})?;
+		worked(done)
+	}
+
+	/// Does work that reads what has to fit together.
+	fn read<T>(
+		&self,
+		doing: &'static str,
+		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
+	) -> Result<T, StoreError> {
+		let mut done = None;
+		self.store.read(doing, &self.host, &mut |rows| {
+			done = Some(work(rows)?);
+			Ok(())
+		})?;
+		worked(done)
+	}
+
+	/// Does work that changes something, and releases the orphans with it.
+	fn write<T>(
+		&self,
+		doing: &'static str,
+		locks: &[Lock<'_>],
+		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
+	) -> Result<T, StoreError> {
+		let orphans: Vec<Nonce> = self.orphans().iter().map(|orphan| orphan.nonce).collect();
+		let mut done = None;
+		self.store.write(doing, &self.host, locks, &mut |rows| {
+			done = Some(work(rows)?);
+			// Last: whoever waits for one of these claims has locked what the work locks.
+			if !orphans.is_empty() {
+				rows.take_claims(&orphans)?;
+			}
+			Ok(())
+		})?;
+		self.orphans().retain(|orphan| !orphans.contains(&orphan.nonce));
+		worked(done)
+	}
+
+	fn orphans(&self) -> MutexGuard<'_, Vec<Orphan>> {
+		self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+}
+
+/// What work has left.
+fn worked<T>(done: Option<T>) -> Result<T, StoreError> {
+	done.ok_or_else(|| StoreError::Unusable {
+		problem: "the store says that it is done, and has done nothing".to_owned(),
+		source: None,
+	})
+}
+
+/// An invite that can be read.
+fn whole(invite: Invite) -> Result<Invite, TxError> {
+	match invite.fields.check() {
+		Ok(_) => Ok(invite),
+		Err(error) => Err(StoreError::damaged(&invite.digest, error).into()),
+	}
+}
+
+fn invite(rows: &mut dyn Rows, digest: &Digest) -> Result<Option<Invite>, TxError> {
+	rows.invite(digest)?.map(whole).transpose()
+}
+
+fn invites(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+	rows.invites(pick, limit)?.into_iter().map(whole).collect()
+}
+
+fn peek(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+	rows.peek(pick, limit)?.into_iter().map(whole).collect()
+}
+
+/// Revokes what `which` picks of a user's open invites.
+fn revoke_open(
+	rows: &mut dyn Rows,
+	username: &str,
+	which: &dyn Fn(&Invite) -> bool,
+	why: &str,
+	now: Timestamp,
+) -> Result<Vec<Invite>, TxError> {
+	let mut revoked = invites(rows, Pick::OpenOfUser(username), u32::MAX)?;
+	revoked.retain_mut(|invite| which(invite) && invite.revoke(Some(why), None, now));
+	rows.update(&revoked)?;
+	Ok(revoked)
+}
+
+/// Keeps who brought an account, if it replaces what is known; whether it did.
+fn keep_member(rows: &mut dyn Rows, member: &Member) -> Result<bool, TxError> {
+	let known = rows.members(Members::Of(&member.username))?.pop();
+	let may = member.replaces(known.as_ref());
+	if may {
+		rows.put_member(member)?;
+	}
+	Ok(may)
+}
+
+/// Where the next page begins, if there may be one: a page that is not full is the last.
+fn last_of_full_page(page: &[Invite], limit: u32) -> Option<&Invite> {
+	let is_last = u32::try_from(page.len()).is_ok_and(|found| found < limit);
+	page.last().filter(|_| !is_last)
+}
+
+/// Whether the texts that say why something is revoked, and by whom, can be kept.
+fn check_reason(why: Option<&str>, by: Option<&str>) -> Result<(), InviteError> {
+	let length: usize = [why, by].into_iter().flatten().map(str::len).sum();
+	if length > MAX_ATTACHED { Err(InviteError::TooLarge("the reason".to_owned())) } else { Ok(()) }
+}
+
+/// As much of a text as can be kept, where it is too late to refuse it.
+fn cut(text: &str) -> &str {
+	if text.len() <= MAX_ATTACHED {
+		return text;
+	}
+	let end = (0..=MAX_ATTACHED).rev().find(|end| text.is_char_boundary(*end));
+	text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
+/// Names this process on its claims. Drawn at the first claim, so not shared with a parent that forked.
+fn boot() -> Result<Nonce, InviteError> {
+	static BOOT: OnceLock<Nonce> = OnceLock::new();
+	if let Some(boot) = BOOT.get() {
+		return Ok(*boot);
+	}
+	let drawn = Nonce::generate()?;
+	Ok(*BOOT.get_or_init(|| drawn))
+}
+
+#[cfg(test)]
+mod tests {
+	use super::*;
+	use crate::redemption::LEASE;
+	use crate::store::memory::MemoryStore;
+	use crate::token::Token;
+	use crate::value::{Fields, Value};
+
+	const NOW: Timestamp = 1_700_000_000;
+
+	fn invites() -> Invites {
+		Invites::new("example.com".to_owned(), Arc::new(MemoryStore::default()))
+	}
+
+	fn account() -> Request {
+		Request {
+			invite_type: Type::Register,
+			username: None,
+			is_reset: false,
+			account: None,
+			allow_registration: true,
+			ttl: Some(60),
+			max_uses: Some(1),
+		}
+	}
+
+	fn saved(invites: &Invites, request: Request) -> Token {
+		let (invite, token) = invites.prepare(request, NOW).unwrap();
+		invites.save(&invite).unwrap();
+		token
+	}
+
+	fn condition<T: std::fmt::Debug>(result: Result<T, InviteError>) -> &'static str {
+		result.unwrap_err().condition()
+	}
+
+	fn attempt(token: &Token, name: &str) -> Attempt {
+		Attempt {
+			digest: token.digest(),
+			purpose: Purpose::Account,
+			invitee: Some(name.to_owned()),
+			depends_on: Vec::new(),
+		}
+	}
+
+	#[test]
+	fn a_token_is_good_until_it_is_redeemed() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let presented = token.reveal().as_bytes();
+		assert!(invites.get(presented, Purpose::Account, NOW).is_ok());
+		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
+		assert!(invites.get(presented, Purpose::Account, NOW).is_ok(), "a claim may yet be released");
+		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-busy");
+		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
+		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_none(), "done before");
+		assert_eq!(condition(invites.get(presented, Purpose::Account, NOW)), "token-invalid");
+		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-used");
+	}
+
+	#[test]
+	fn a_released_token_is_good_again() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
+		assert!(invites.release(&nonce).unwrap());
+		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
+		assert_eq!(condition(invites.redeem(&token.digest(), &nonce, None, NOW)), "claim-lost");
+	}
+
+	#[test]
+	fn a_token_found_good_can_be_redeemed_after_it_expired() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		assert_eq!(
+			condition(invites.get(token.reveal().as_bytes(), Purpose::Account, NOW + 61)),
+			"token-expired"
+		);
+		assert_eq!(invites.end_expired(10, NOW + 61).unwrap().len(), 1);
+		assert!(invites.redeem_at_once(attempt(&token, "bob"), None, NOW + 61).is_ok());
+	}
+
+	#[test]
+	fn a_revoked_token_is_neither_good_nor_redeemable_but_a_claim_on_it_stands() {
+		let invites = invites();
+		let (token, claimed) = (saved(&invites, account()), saved(&invites, account()));
+		let nonce = invites.claim(attempt(&claimed, "bob"), None, NOW).unwrap().unwrap();
+		for token in [&token, &claimed] {
+			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_some());
+			assert!(invites.revoke(&token.digest(), None, None, NOW).unwrap().is_none());
+			assert_eq!(
+				condition(invites.get(token.reveal().as_bytes(), Purpose::Account, NOW)),
+				"token-invalid"
+			);
+			assert_eq!(condition(invites.claim(attempt(token, "eve"), None, NOW)), "token-invalid");
+		}
+		assert!(invites.redeem(&claimed.digest(), &nonce, None, NOW).unwrap().is_some());
+	}
+
+	#[test]
+	fn an_invite_does_not_outlive_its_inviter_and_sleeps_while_he_is_disabled() {
+		let invites = invites();
+		let from_juliet =
+			Request { invite_type: Type::Roster, username: Some("juliet".to_owned()), ..account() };
+		let token = saved(&invites, from_juliet);
+		let with = |juliet| Attempt {
+			depends_on: vec![("nurse".to_owned(), Account::Active), ("juliet".to_owned(), juliet)],
+			..attempt(&token, "bob")
+		};
+		let cannot_tell = invites.claim(with(Account::NotFound), None, NOW);
+		assert_eq!(condition(cannot_tell), "account-unknown");
+		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None, "nothing is proved");
+		assert_eq!(condition(invites.claim(with(Account::Disabled), None, NOW)), "token-invalid");
+		let nonce = invites.claim(with(Account::Unknown), None, NOW).unwrap().unwrap();
+		invites.release(&nonce).unwrap();
+		assert_eq!(condition(invites.claim(with(Account::Missing), None, NOW)), "token-invalid");
+		assert_eq!(condition(invites.claim(with(Account::Active), None, NOW)), "token-invalid");
+		assert!(invites.find(&token.digest()).unwrap().revoked_at.is_some());
+	}
+
+	#[test]
+	fn a_contact_who_is_known_gets_in_again_without_a_claim_and_a_dry_run_says_so() {
+		let invites = invites();
+		let several = Request {
+			invite_type: Type::Roster,
+			username: Some("juliet".to_owned()),
+			max_uses: Some(2),
+			..account()
+		};
+		let token = saved(&invites, several);
+		let contact = |jid: &str| Attempt { purpose: Purpose::Contact, ..attempt(&token, jid) };
+		let (romeo, tybalt) = (contact("romeo@example.net"), contact("tybalt@example.net"));
+		assert!(invites.redeem_at_once(romeo.clone(), None, NOW).unwrap().is_some());
+		assert_eq!(invites.claim(romeo.clone(), None, NOW).unwrap(), None);
+		assert!(invites.redeem_at_once(romeo.clone(), None, NOW).unwrap().is_none());
+		let nonce = invites.claim(tybalt.clone(), None, NOW).unwrap().unwrap();
+		assert!(invites.why(romeo.clone(), NOW).is_ok(), "he takes nothing away from others");
+		assert_eq!(condition(invites.why(contact("paris@example.net"), NOW)), "token-busy");
+		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		assert_eq!(condition(invites.claim(romeo.clone(), None, NOW)), "token-used");
+		assert_eq!(condition(invites.why(romeo, NOW)), "token-invalid");
+	}
+
+	#[test]
+	fn a_dead_servers_claim_becomes_its_account_or_is_released() {
+		let invites = invites();
+		let later = NOW + LEASE + 1;
+		for (outcome, then) in [
+			(Account::Active, Err("token-used")),
+			(Account::Missing, Ok(())),
+			(Account::Unknown, Err("claims-stale")),
+			(Account::NotFound, Err("claims-stale")),
+		] {
+			let token = saved(&invites, account());
+			invites.claim(attempt(&token, &format!("{outcome:?}")), None, NOW).unwrap();
+			assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW + LEASE)), "token-busy");
+			let Err(InviteError::ClaimsStale(stale)) = invites.claim(attempt(&token, "eve"), None, later)
+			else {
+				panic!("the claim is not stale");
+			};
+			invites.settle(&stale[0].digest, &stale[0].nonce, outcome, later).unwrap();
+			let again = invites.claim(attempt(&token, "eve"), None, later);
+			assert_eq!(again.as_ref().map(drop).map_err(InviteError::condition), then, "{outcome:?}");
+			if let Ok(nonce) = again {
+				invites.release(&nonce.unwrap()).unwrap();
+			}
+		}
+	}
+
+	#[test]
+	fn a_newer_invite_for_a_name_takes_the_place_of_the_older() {
+		let invites = invites();
+		let bound = Request { username: Some("juliet".to_owned()), ..account() };
+		let older = saved(&invites, bound.clone());
+		let newer = saved(&invites, bound);
+		assert_eq!(condition(invites.claim(attempt(&older, "juliet"), None, NOW)), "token-invalid");
+		assert_eq!(condition(invites.check_name("juliet", NOW)), "name-reserved");
+		assert!(invites.claim(attempt(&newer, "juliet"), None, NOW).is_ok());
+		assert_eq!(condition(invites.check_name("juliet", NOW)), "token-busy");
+		assert!(invites.check_name("romeo", NOW).is_ok());
+	}
+
+	#[test]
+	fn an_existing_account_is_not_invited_and_a_missing_one_not_reset() {
+		let invites = invites();
+		let made = |is_reset, account| {
+			let request = Request {
+				username: Some("juliet".to_owned()),
+				is_reset,
+				account: Some(account),
+				..self::account()
+			};
+			invites.prepare(request, NOW).map(drop).map_err(|error| error.condition())
+		};
+		assert_eq!(made(false, Account::Active), Err("conflict"));
+		assert_eq!(made(false, Account::Disabled), Err("conflict"));
+		assert_eq!(made(true, Account::Missing), Err("item-not-found"));
+		assert_eq!(made(true, Account::Disabled), Err("not-allowed"));
+		assert_eq!(made(true, Account::NotFound), Err("account-unknown"));
+		assert_eq!(made(false, Account::NotFound), Ok(()), "how else could it be made");
+		for (is_reset, account) in [(false, Account::Missing), (true, Account::Active)] {
+			assert_eq!(made(is_reset, account), Ok(()));
+			assert_eq!(made(is_reset, Account::Unknown), Ok(()));
+		}
+	}
+
+	#[test]
+	fn a_store_that_keeps_digests_never_sees_a_token_and_the_rest_is_the_same() {
+		let store = Arc::new(MemoryStore::default());
+		let invites = Invites::new("example.com".to_owned(), Arc::clone(&store) as _).keeping(AtRest::Digest);
+		let linked = |token: &Token| {
+			[(Value::text("landing_page"), Value::text(&format!("https://example.com/?{}", token.reveal())))]
+				.into_iter()
+				.collect::<Fields>()
+		};
+		let make = |token: &mut Option<Token>| {
+			let (invite, drawn) = invites.prepare(account(), NOW).unwrap();
+			let invite = Invite { fields: linked(&drawn), ..invite };
+			*token = Some(drawn);
+			invite
+		};
+		let mut tokens = [None, None, None];
+		let [saved, limited, imported] = tokens.each_mut().map(make);
+		invites.save(&saved).unwrap();
+		let policy = crate::policy::Policy {
+			roles: [("user".to_owned(), crate::policy::Limits::default())].into(),
+			allows_unknown_age: true,
+		};
+		let juliet = crate::policy::Inviter {
+			username: "juliet".to_owned(),
+			roles: vec![vec!["user".to_owned()]],
+			account_created: None,
+		};
+		invites.save_within(&limited, &policy.allowance(juliet).unwrap()).unwrap();
+		assert_eq!(invites.import(&[imported.into()]).unwrap(), 1);
+		for record in invites.records(None, 10).unwrap() {
+			assert_eq!(record.invite.token, None);
+			assert_eq!(
+				record.invite.fields.get("landing_page"),
+				Some(&Value::text("https://example.com/?(token)"))
+			);
+		}
+		for token in tokens.into_iter().flatten() {
+			let id = token.digest().id().to_string();
+			let found = invites.get(token.reveal().as_bytes(), Purpose::Account, NOW).unwrap();
+			assert_eq!(found.fields_with(&token).as_ref(), &*linked(&token));
+			assert_eq!(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW).unwrap(), found);
+			assert_eq!(
+				condition(invites.get_by_id(&id.as_bytes()[..15], Purpose::Account, NOW)),
+				"token-invalid"
+			);
+			assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+			let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
+			assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
+			assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+		}
+	}
+
+	#[test]
+	fn an_id_names_nothing_where_there_are_tokens() {
+		let invites = invites();
+		let id = saved(&invites, account()).digest().id().to_string();
+		assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+		assert_eq!(invites.forget_tokens(None, 10).unwrap(), None);
+		assert!(invites.pending(None, 10, NOW).unwrap().0[0].token.is_some());
+	}
+
+	#[test]
+	fn the_public_id_redeems_nothing() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let id = token.digest().id().to_string();
+		assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
+	}
+
+	#[test]
+	fn a_dry_run_says_what_an_attempt_would_meet_and_changes_nothing() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let why = |name: &str, now| invites.why(attempt(&token, name), now);
+		assert!(why("bob", NOW).is_ok());
+		assert!(why("bob", NOW).is_ok(), "the first dry run made no claim");
+		assert_eq!(condition(why("bob", NOW + 61)), "token-expired");
+		let gone =
+			Attempt { depends_on: vec![("juliet".to_owned(), Account::Missing)], ..attempt(&token, "bob") };
+		assert_eq!(condition(invites.why(gone, NOW)), "token-invalid");
+		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None);
+		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap().unwrap();
+		assert_eq!(condition(why("bob", NOW)), "token-busy");
+		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		assert_eq!(condition(why("bob", NOW)), "token-invalid");
+		let bound = saved(&invites, Request { username: Some("juliet".to_owned()), ..account() });
+		assert_eq!(condition(invites.why(attempt(&bound, "romeo"), NOW)), "name-mismatch");
+		let open = saved(&invites, account());
+		assert_eq!(condition(invites.why(attempt(&open, "juliet"), NOW)), "name-reserved");
+	}
+
+	#[test]
+	fn an_operator_names_an_invite_by_its_token_or_a_piece_of_its_id() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		let id = token.digest().id().to_string();
+		for named in [token.reveal(), &id, &id[..6]] {
+			assert_eq!(invites.resolve(named.as_bytes()).unwrap(), token.digest(), "{named}");
+		}
+		for named in [&id[..5], &token.reveal()[..23], "", "\u{fc}"] {
+			assert_eq!(condition(invites.resolve(named.as_bytes())), "token-invalid", "{named}");
+		}
+	}
+
+	#[test]
+	fn pages_leave_out_what_is_not_pending_and_still_reach_the_end() {
+		let invites = invites();
+		for index in 0..50_i64 {
+			let ttl = Some(if index % 2 == 0 { 60 } else { -60 });
+			saved(&invites, Request { ttl, ..account() });
+		}
+		let contact_only = Request {
+			invite_type: Type::Roster,
+			username: Some("juliet".to_owned()),
+			allow_registration: false,
+			..account()
+		};
+		saved(&invites, contact_only);
+		let (mut found, mut after) = (0, None);
+		loop {
+			let (page, next) = invites.pending(after.as_ref(), 7, NOW).unwrap();
+			found += page.len();
+			let Some(next) = next else { break };
+			after = Some(next);
+		}
+		assert_eq!(found, 26);
+	}
+}

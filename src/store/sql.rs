@@ -1,0 +1,625 @@
+//! What the stores in a database have in common: the statements, what goes into them and comes out of them, and the verbs.
+//!
+//! A statement is written for SQLite. PostgreSQL takes `$1` for `?1`, leaves `INDEXED BY` out, and adds what locks rows.
+
+use std::borrow::Cow;
+
+use super::{Members, Pick, Rows, StoreError, TxError};
+use crate::clock::Timestamp;
+use crate::invite::{Invite, Type};
+use crate::lineage::Member;
+use crate::listing::{Part, Position};
+use crate::policy::Usage;
+use crate::redemption::{Claim, Purpose, Redemption};
+use crate::token::{Digest, Nonce, Token};
+use crate::value::Fields;
+
+/// What [`read_invite`] reads.
+macro_rules! select {
+	($rest:literal) => {
+		$crate::store::sql::select!("", $rest)
+	};
+	($more:literal, $rest:literal) => {
+		concat!(
+			"SELECT digest, token, type, username, allow_registration, created_at, expires, max_uses, uses, paused, \
+			 revoked_at, revoked_why, revoked_by, ended_at, fields",
+			$more,
+			" FROM invite ",
+			$rest
+		)
+	};
+}
+
+pub(super) use select;
+
+macro_rules! create {
+	($rest:literal) => {
+		concat!(
+			"INSERT INTO invite (host, digest, token, expires, uses, paused, revoked_at, revoked_why, revoked_by, ended_at, \
+			 fields, type, kind, username, allow_registration, created_at, max_uses, inviter) \
+			 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+			$rest
+		)
+	};
+}
+
+/// Fails where the digest is known. Takes what [`Encoded::all`] gives.
+pub const CREATE: &str = create!("");
+
+/// Leaves what is known as it is.
+pub(super) const INSERT: &str = create!(" ON CONFLICT DO NOTHING RETURNING 1");
+
+/// One invite.
+pub const FIND: &str = select!("WHERE host = ?1 AND digest = ?2");
+
+/// Writes back what can change of an invite; takes what [`Encoded::changing`] gives.
+pub const UPDATE: &str = "UPDATE invite SET token = ?3, expires = ?4, uses = ?5, paused = ?6, revoked_at = ?7, revoked_why = ?8, \
+	revoked_by = ?9, ended_at = ?10, fields = ?11 WHERE host = ?1 AND digest = ?2";
+
+/// A page of the open invites.
+pub const OPEN: &str =
+	select!("WHERE host = ?1 AND digest > ?2 AND ended_at IS NULL ORDER BY digest LIMIT ?3");
+
+const ALL: &str = select!("WHERE host = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3");
+
+/// The open invites of a user.
+pub const OPEN_OF_USER: &str =
+	select!("INDEXED BY invite_name WHERE host = ?1 AND username = ?2 AND ended_at IS NULL ORDER BY digest");
+
+pub(super) const OPEN_OF_INVITER: &str =
+	select!("INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND ended_at IS NULL");
+
+pub(super) const ALL_OF_INVITER: &str =
+	select!("WHERE host = ?1 AND inviter = ?2 ORDER BY created_at, digest");
+
+pub(super) const DUE: &str =
+	select!("WHERE host = ?1 AND expires < ?2 AND ended_at IS NULL ORDER BY expires LIMIT ?3");
+
+pub(super) const OPEN_PART: &str = select!(
+	"WHERE host = ?1 AND ended_at IS NULL AND (created_at, digest) < (?2, ?3) \
+	 ORDER BY created_at DESC, digest DESC LIMIT ?4"
+);
+
+pub(super) const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE host = ?1 AND ended_at IS NULL \
+	AND (created_at, digest) < (?2, ?3) ORDER BY created_at DESC, digest DESC LIMIT ?4";
+
+/// The invites that may be purged, apart from those that are spared.
+pub(super) const OVER: &str = "SELECT digest, expires FROM invite WHERE host = ?1 AND ended_at < ?2 \
+	AND digest NOT IN (SELECT digest FROM claim WHERE host = ?1) ORDER BY ended_at LIMIT ?3";
+
+const IS_OVER: &str = select!("WHERE host = ?1 AND digest = ?2 AND ended_at < ?3");
+
+const PURGE: &str = "DELETE FROM invite WHERE host = ?1 AND digest = ?2";
+
+const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = ?1 AND digest = ?2";
+
+pub(super) const COUNT_OF_INVITER: &str = "SELECT count(*) FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 \
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= ?3)";
+
+pub(super) const NEWEST_OF_INVITER: &str =
+	"SELECT created_at FROM invite WHERE host = ?1 AND inviter = ?2 ORDER BY created_at DESC LIMIT ?3";
+
+/// Makes a claim.
+pub const CLAIM: &str = "INSERT INTO claim (host, nonce, digest, purpose, invitee, boot, lease_end) \
+	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+/// All claims. The table holds only what is under way now, so it is read from end to end.
+pub const CLAIMS: &str = "SELECT nonce, digest, purpose, invitee, boot, lease_end FROM claim WHERE host = ?1";
+
+/// Removes a claim, and returns it.
+pub const TAKE_CLAIM: &str = "DELETE FROM claim WHERE host = ?1 AND nonce = ?2 RETURNING nonce, digest, purpose, invitee, boot, lease_end";
+
+pub(super) const RENEW: &str = "UPDATE claim SET lease_end = ?3 WHERE host = ?1 AND nonce = ?2 RETURNING 1";
+
+/// Keeps a use.
+pub const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpose, invitee, source, used_at) \
+	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+const REDEMPTIONS: &str = "SELECT nonce, purpose, invitee, source, used_at FROM redemption WHERE host = ?1 AND digest = ?2 \
+	ORDER BY used_at, nonce";
+
+/// Whether somebody became a contact by an invite, or is a local user who was registered with it.
+pub(super) const IS_KNOWN: &str = "SELECT 1 FROM redemption WHERE host = ?1 AND digest = ?2 AND purpose = 'contact' AND invitee = ?3 \
+	UNION ALL SELECT 1 FROM lineage WHERE host = ?1 AND username = ?4 AND digest = ?2";
+
+/// Who brought an account.
+pub const LINEAGE: &str =
+	"SELECT username, inviter, digest, joined_at FROM lineage WHERE host = ?1 AND username = ?2";
+
+pub(super) const BROUGHT_BY: &str = "SELECT username, inviter, digest, joined_at FROM lineage INDEXED BY lineage_inviter \
+	WHERE host = ?1 AND inviter = ?2 ORDER BY username";
+
+/// Keeps who brought an account.
+pub const BROUGHT: &str = "INSERT INTO lineage (host, username, inviter, digest, joined_at) VALUES (?1, ?2, ?3, ?4, ?5) \
+	ON CONFLICT (host, username) DO UPDATE SET inviter = ?3, digest = ?4, joined_at = ?5";
+
+const ALONE: &str = "DELETE FROM lineage WHERE host = ?1 AND username = ?2";
+
+/// What goes into a statement.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Param<'a> {
+	Null,
+	Text(&'a str),
+	Bytes(&'a [u8]),
+	Number(i64),
+	Flag(bool),
+}
+
+impl<'a> From<&'a str> for Param<'a> {
+	fn from(text: &'a str) -> Self {
+		Self::Text(text)
+	}
+}
+
+impl<'a> From<&'a Digest> for Param<'a> {
+	fn from(digest: &'a Digest) -> Self {
+		Self::Bytes(digest.as_bytes())
+	}
+}
+
+impl<'a> From<&'a Nonce> for Param<'a> {
+	fn from(nonce: &'a Nonce) -> Self {
+		Self::Bytes(nonce.as_bytes())
+	}
+}
+
+impl From<i64> for Param<'_> {
+	fn from(number: i64) -> Self {
+		Self::Number(number)
+	}
+}
+
+impl From<u32> for Param<'_> {
+	fn from(number: u32) -> Self {
+		Self::Number(number.into())
+	}
+}
+
+impl From<bool> for Param<'_> {
+	fn from(flag: bool) -> Self {
+		Self::Flag(flag)
+	}
+}
+
+impl<T: Into<Self>> From<Option<T>> for Param<'_> {
+	fn from(value: Option<T>) -> Self {
+		value.map_or(Self::Null, Into::into)
+	}
+}
+
+/// What comes out of one: the columns of a row by their number.
+pub(super) trait Columns {
+	fn text(&self, column: usize) -> Result<Option<&str>, TxError>;
+	fn number(&self, column: usize) -> Result<Option<i64>, TxError>;
+	fn bytes(&self, column: usize) -> Result<&[u8], TxError>;
+	fn flag(&self, column: usize) -> Result<bool, TxError>;
+}
+
+/// What becomes of rows that somebody else has locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Locked {
+	/// They are read as they are: these need no lock.
+	Read,
+	/// They are waited for.
+	Awaited,
+	/// They are left out.
+	LeftOut,
+}
+
+/// Told of each row, and of which list of parameters it comes.
+pub(super) type Each<'a> = &'a mut dyn FnMut(usize, &dyn Columns) -> Result<(), TxError>;
+
+/// The database in one transaction.
+pub(super) trait Engine {
+	/// What a part of the history shows: `?2` and `?3` are a position, `?4` is the limit and `?5` the moment.
+	const HISTORY_PART: &'static str;
+
+	/// Runs a statement with one list of parameters after the other.
+	fn query(
+		&mut self,
+		text: &'static str,
+		locked: Locked,
+		lists: &[&[Param<'_>]],
+		each: Each<'_>,
+	) -> Result<(), TxError>;
+
+	/// Runs a statement of which nothing has to be known. It may be sent later, but before all that follows it.
+	fn change(&mut self, text: &'static str, params: &[Param<'_>]) -> Result<(), TxError>;
+}
+
+/// The rows of a host in a database.
+pub(super) struct SqlRows<'a, E> {
+	pub(super) engine: E,
+	pub(super) host: &'a str,
+}
+
+impl<E: Engine> SqlRows<'_, E> {
+	fn all<T>(
+		&mut self,
+		text: &'static str,
+		locked: Locked,
+		params: &[Param<'_>],
+		read: impl Fn(&dyn Columns) -> Result<T, TxError>,
+	) -> Result<Vec<T>, TxError> {
+		self.all_of(text, locked, &[params], |_, row| read(row))
+	}
+
+	fn all_of<T>(
+		&mut self,
+		text: &'static str,
+		locked: Locked,
+		lists: &[&[Param<'_>]],
+		read: impl Fn(usize, &dyn Columns) -> Result<T, TxError>,
+	) -> Result<Vec<T>, TxError> {
+		let mut found = Vec::new();
+		self.engine.query(text, locked, lists, &mut |list, row| {
+			found.push(read(list, row)?);
+			Ok(())
+		})?;
+		Ok(found)
+	}
+
+	/// The invites that a statement finds for each of some keys.
+	fn of_each<'k>(
+		&mut self,
+		text: &'static str,
+		locked: Locked,
+		keys: impl Iterator<Item = Param<'k>>,
+		more: Option<Timestamp>,
+	) -> Result<Vec<Invite>, TxError> {
+		let host = self.host;
+		let lists: Vec<Vec<Param<'_>>> =
+			keys.map(|key| [host.into(), key].into_iter().chain(more.map(Param::Number)).collect()).collect();
+		let lists: Vec<&[Param<'_>]> = lists.iter().map(Vec::as_slice).collect();
+		self.all_of(text, locked, &lists, |_, row| read_invite(host, row))
+	}
+
+	fn pick(&mut self, pick: Pick<'_>, limit: u32, is_locking: bool) -> Result<Vec<Invite>, TxError> {
+		let (awaited, left_out) =
+			if is_locking { (Locked::Awaited, Locked::LeftOut) } else { (Locked::Read, Locked::Read) };
+		let name = self.host;
+		let host = Param::Text(name);
+		let mut all =
+			|text, locked, params: &[Param<'_>]| self.all(text, locked, params, |row| read_invite(name, row));
+		let mut found = match pick {
+			Pick::OpenOfUser(username) => all(OPEN_OF_USER, awaited, &[host, username.into()]),
+			Pick::AllOfInviter(inviter) => all(ALL_OF_INVITER, awaited, &[host, inviter.into()]),
+			Pick::Due(now) => all(DUE, left_out, &[host, now.into(), limit.into()]),
+			Pick::Open(after) => all(OPEN, awaited, &[host, following(after), limit.into()]),
+			Pick::All(after) => all(ALL, awaited, &[host, following(after), limit.into()]),
+			Pick::Part(part, after, now) => {
+				let params = [host, after.at.into(), (&after.digest).into(), limit.into(), now.into()];
+				match part {
+					Part::Open => all(OPEN_PART, Locked::Read, &params[..4]),
+					Part::History => all(E::HISTORY_PART, Locked::Read, &params),
+				}
+			}
+			Pick::OpenOfInviters(inviters) => {
+				let keys = inviters.iter().map(|inviter| inviter.as_str().into());
+				self.of_each(OPEN_OF_INVITER, awaited, keys, None)
+			}
+			Pick::Over(digests, before) => {
+				self.of_each(IS_OVER, left_out, digests.iter().map(Param::from), Some(before))
+			}
+			Pick::These(digests) => self.of_each(FIND, awaited, digests.iter().map(Param::from), None),
+		}?;
+		found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+		Ok(found)
+	}
+}
+
+impl<E: Engine> Rows for SqlRows<'_, E> {
+	fn invite(&mut self, digest: &Digest) -> Result<Option<Invite>, TxError> {
+		let host = self.host;
+		let params = [host.into(), digest.into()];
+		Ok(self.all(FIND, Locked::Awaited, &params, |row| read_invite(host, row))?.pop())
+	}
+
+	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+		self.pick(pick, limit, true)
+	}
+
+	fn peek(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+		self.pick(pick, limit, false)
+	}
+
+	fn over(&mut self, before: Timestamp, limit: u32) -> Result<Vec<(Digest, Option<Timestamp>)>, TxError> {
+		let params = [self.host.into(), before.into(), limit.into()];
+		self.all(OVER, Locked::Read, &params, |row| Ok((digest(row, 0)?, row.number(1)?)))
+	}
+
+	fn count_open(&mut self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), TxError> {
+		let params = [self.host.into(), after.at.into(), (&after.digest).into(), limit.into()];
+		let (mut count, mut last) = (0, None);
+		self.engine.query(COUNT_OPEN, Locked::Read, &[&params], &mut |_, row| {
+			count += 1;
+			if count == limit {
+				last = Some(Position { at: some(row.number(0)?)?, digest: digest(row, 1)? });
+			}
+			Ok(())
+		})?;
+		Ok((count, last))
+	}
+
+	fn insert(&mut self, invites: &[&Invite]) -> Result<Vec<bool>, TxError> {
+		let rows = invites.iter().map(|invite| Encoded::of_new(invite)).collect::<Result<Vec<_>, _>>()?;
+		let lists: Vec<_> = rows.iter().map(|row| row.all()).collect();
+		let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 18]>::as_slice).collect();
+		let mut are_new = vec![false; invites.len()];
+		self.engine.query(INSERT, Locked::Read, &lists, &mut |list, _| {
+			are_new[list] = true;
+			Ok(())
+		})?;
+		Ok(are_new)
+	}
+
+	fn update(&mut self, invites: &[Invite]) -> Result<(), TxError> {
+		for invite in invites {
+			self.engine.change(UPDATE, &Encoded::of(invite)?.changing())?;
+		}
+		Ok(())
+	}
+
+	fn remove(&mut self, digests: &[Digest]) -> Result<(), TxError> {
+		for digest in digests {
+			for text in [PURGE_REDEMPTIONS, PURGE] {
+				self.engine.change(text, &[self.host.into(), digest.into()])?;
+			}
+		}
+		Ok(())
+	}
+
+	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError> {
+		let (host, inviter) = (Param::Text(self.host), Param::Text(inviter));
+		let read = |row: &dyn Columns| some(row.number(0)?);
+		let open = self.all(COUNT_OF_INVITER, Locked::Read, &[host, inviter, now.into()], read)?;
+		let newest = self.all(NEWEST_OF_INVITER, Locked::Read, &[host, inviter, newest.into()], read)?;
+		let open = open.first().map_or(0, |open| u32::try_from(*open).unwrap_or(u32::MAX));
+		Ok(Usage { open, newest })
+	}
+
+	fn claims(&mut self) -> Result<Vec<Claim>, TxError> {
+		let host = self.host;
+		self.all(CLAIMS, Locked::Read, &[host.into()], |row| read_claim(host, row))
+	}
+
+	fn insert_claim(&mut self, claim: &Claim) -> Result<(), TxError> {
+		let params = [
+			self.host.into(),
+			(&claim.nonce).into(),
+			(&claim.digest).into(),
+			claim.purpose.as_str().into(),
+			claim.invitee.as_deref().into(),
+			(&claim.boot).into(),
+			claim.lease_end.into(),
+		];
+		self.engine.change(CLAIM, &params)
+	}
+
+	fn take_claims(&mut self, nonces: &[Nonce]) -> Result<Vec<Claim>, TxError> {
+		let host = self.host;
+		let lists: Vec<[Param<'_>; 2]> = nonces.iter().map(|nonce| [host.into(), nonce.into()]).collect();
+		let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 2]>::as_slice).collect();
+		self.all_of(TAKE_CLAIM, Locked::Read, &lists, |_, row| read_claim(host, row))
+	}
+
+	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError> {
+		let params = [self.host.into(), nonce.into(), lease_end.into()];
+		Ok(!self.all(RENEW, Locked::Read, &params, |_| Ok(()))?.is_empty())
+	}
+
+	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError> {
+		let host = self.host;
+		let lists: Vec<[Param<'_>; 2]> = digests.iter().map(|digest| [host.into(), digest.into()]).collect();
+		let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 2]>::as_slice).collect();
+		self.all_of(REDEMPTIONS, Locked::Read, &lists, |list, row| {
+			let digest = digests[list];
+			Ok((digest, read_redemption(&digest, row)?))
+		})
+	}
+
+	fn insert_redemption(&mut self, digest: &Digest, redemption: &Redemption) -> Result<(), TxError> {
+		let params = [
+			self.host.into(),
+			digest.into(),
+			(&redemption.nonce).into(),
+			redemption.purpose.as_str().into(),
+			redemption.invitee.as_deref().into(),
+			redemption.source.as_deref().into(),
+			redemption.used_at.into(),
+		];
+		self.engine.change(REDEMPTION, &params)
+	}
+
+	fn is_known(&mut self, digest: &Digest, jid: &str, username: Option<&str>) -> Result<bool, TxError> {
+		let params = [self.host.into(), digest.into(), jid.into(), username.into()];
+		Ok(!self.all(IS_KNOWN, Locked::Read, &params, |_| Ok(()))?.is_empty())
+	}
+
+	fn members(&mut self, which: Members<'_>) -> Result<Vec<Member>, TxError> {
+		let (text, name) = match which {
+			Members::Of(username) => (LINEAGE, username),
+			Members::BroughtBy(inviter) => (BROUGHT_BY, inviter),
+		};
+		self.all(text, Locked::Read, &[self.host.into(), name.into()], |row| {
+			Ok(Member {
+				username: owned(row, 0)?,
+				inviter: owned(row, 1)?,
+				digest: digest(row, 2)?,
+				joined_at: row.number(3)?,
+			})
+		})
+	}
+
+	fn put_member(&mut self, member: &Member) -> Result<(), TxError> {
+		let params = [
+			self.host.into(),
+			member.username.as_str().into(),
+			member.inviter.as_str().into(),
+			(&member.digest).into(),
+			member.joined_at.into(),
+		];
+		self.engine.change(BROUGHT, &params)
+	}
+
+	fn remove_member(&mut self, username: &str) -> Result<(), TxError> {
+		self.engine.change(ALONE, &[self.host.into(), username.into()])
+	}
+}
+
+/// An invite, as far as its row holds it in another form.
+pub(super) struct Encoded<'a> {
+	invite: &'a Invite,
+	fields: Option<Cow<'a, str>>,
+	inviter: Option<String>,
+}
+
+impl<'a> Encoded<'a> {
+	pub(super) fn of(invite: &'a Invite) -> Result<Self, StoreError> {
+		let fields = invite.fields.stored().map_err(|error| StoreError::damaged(&invite.digest, error))?;
+		Ok(Self { invite, fields, inviter: None })
+	}
+
+	/// The same of one that is new.
+	pub(super) fn of_new(invite: &'a Invite) -> Result<Self, StoreError> {
+		Ok(Self { inviter: invite.local_inviter(), ..Self::of(invite)? })
+	}
+
+	/// The parameters of [`UPDATE`].
+	fn changing(&self) -> [Param<'_>; 11] {
+		let invite = self.invite;
+		[
+			invite.host.as_str().into(),
+			(&invite.digest).into(),
+			invite.token.as_ref().map(Token::reveal).into(),
+			invite.expires.into(),
+			invite.uses.into(),
+			invite.paused.into(),
+			invite.revoked_at.into(),
+			invite.revoked_why.as_deref().into(),
+			invite.revoked_by.as_deref().into(),
+			invite.ended_at.into(),
+			self.fields.as_deref().into(),
+		]
+	}
+
+	/// The parameters of [`CREATE`] and [`INSERT`], of one that is new: the same, and what never changes.
+	pub(super) fn all(&self) -> [Param<'_>; 18] {
+		let invite = self.invite;
+		let [
+			host,
+			digest,
+			token,
+			expires,
+			uses,
+			paused,
+			revoked_at,
+			revoked_why,
+			revoked_by,
+			ended_at,
+			fields,
+		] = self.changing();
+		[
+			host,
+			digest,
+			token,
+			expires,
+			uses,
+			paused,
+			revoked_at,
+			revoked_why,
+			revoked_by,
+			ended_at,
+			fields,
+			invite.invite_type.as_str().into(),
+			invite.kind().as_str().into(),
+			invite.username.as_deref().into(),
+			invite.allow_registration.into(),
+			invite.created_at.into(),
+			invite.max_uses.into(),
+			self.inviter.as_deref().into(),
+		]
+	}
+}
+
+/// Every digest follows the empty one.
+fn following(digest: Option<&Digest>) -> Param<'_> {
+	digest.map_or(Param::Bytes(&[]), Param::from)
+}
+
+/// Reads what [`select`] selects.
+fn read_invite(host: &str, row: &dyn Columns) -> Result<Invite, TxError> {
+	let digest = digest(row, 0)?;
+	let count = |found: i64| u32::try_from(found).map_err(|error| StoreError::damaged(&digest, error));
+	let token = row.text(1)?.map(|token| Token::from_stored(token.to_owned()));
+	let invite_type = row.text(2)?.and_then(Type::from_stored);
+	Ok(Invite {
+		invite_type: invite_type.ok_or_else(|| StoreError::damaged(&digest, "its type is unknown"))?,
+		username: row.text(3)?.map(str::to_owned),
+		allow_registration: row.flag(4)?,
+		expires: row.number(6)?,
+		max_uses: row.number(7)?.map(count).transpose()?,
+		uses: count(some(row.number(8)?)?)?,
+		paused: row.flag(9)?,
+		revoked_at: row.number(10)?,
+		revoked_why: row.text(11)?.map(str::to_owned),
+		revoked_by: row.text(12)?.map(str::to_owned),
+		ended_at: row.number(13)?,
+		fields: Fields::from_stored(row.text(14)?),
+		..Invite::new(host.to_owned(), digest, token, some(row.number(5)?)?)
+	})
+}
+
+fn read_claim(host: &str, row: &dyn Columns) -> Result<Claim, TxError> {
+	let digest = digest(row, 1)?;
+	Ok(Claim {
+		host: host.to_owned(),
+		nonce: nonce(row, 0)?,
+		digest,
+		purpose: purpose(&digest, row.text(2)?)?,
+		invitee: row.text(3)?.map(str::to_owned),
+		boot: nonce(row, 4)?,
+		lease_end: some(row.number(5)?)?,
+	})
+}
+
+fn read_redemption(digest: &Digest, row: &dyn Columns) -> Result<Redemption, TxError> {
+	Ok(Redemption {
+		nonce: nonce(row, 0)?,
+		purpose: purpose(digest, row.text(1)?)?,
+		invitee: row.text(2)?.map(str::to_owned),
+		source: row.text(3)?.map(str::to_owned),
+		used_at: some(row.number(4)?)?,
+	})
+}
+
+fn purpose(digest: &Digest, word: Option<&str>) -> Result<Purpose, TxError> {
+	word.and_then(Purpose::from_stored)
+		.ok_or_else(|| StoreError::damaged(digest, "the purpose of its use is unknown").into())
+}
+
+fn digest(row: &dyn Columns, column: usize) -> Result<Digest, TxError> {
+	bytes(row, column).map(Digest::from_bytes)
+}
+
+fn nonce(row: &dyn Columns, column: usize) -> Result<Nonce, TxError> {
+	bytes(row, column).map(Nonce::from_bytes)
+}
+
+/// A column of bytes whose number the schema checks.
+fn bytes<const LENGTH: usize>(row: &dyn Columns, column: usize) -> Result<[u8; LENGTH], TxError> {
+	let found = row.bytes(column)?;
+	found.try_into().map_err(|_| {
+		let source = format!("a column has {} bytes, not {LENGTH}", found.len());
+		StoreError::damaged(&Digest::of(found), source).into()
+	})
+}
+
+fn owned(row: &dyn Columns, column: usize) -> Result<String, TxError> {
+	some(row.text(column)?).map(str::to_owned)
+}
+
+/// What the schema lets be nothing nowhere.
+fn some<T>(value: Option<T>) -> Result<T, TxError> {
+	value.ok_or_else(|| TxError::Engine("a column is empty that never is".into()))
+}
