@@ -9,6 +9,8 @@ SQL='\b(SELECT|INSERT (OR [A-Z]+ )?INTO|REPLACE INTO|UPDATE .*\bSET|DELETE FROM|
 CLOCK='\b(SystemTime|Instant|Utc|Local|OffsetDateTime)::now|\bos\.(time|clock)\b|\bos\.date\((\)|"[^"]*"\))|\butil\.time\b|CURRENT_TIMESTAMP|\bunixepoch\('
 RANDOM_SOURCE='\b(use +)?(rand|getrandom|fastrand)::|\b(SysRng|OsRng|ThreadRng)\b|/dev/u?random|\bmath\.random\b|\butil\.random\b|\brandomblob\('
 
+RULE='\b(decide|decide_name|decide_creation|supersedes|reserves|birth) *\('
+
 # What may raise an error, called without protected.lib.lua: events, timers, providers, stores, and a pcall of one's own.
 BARE_CALL='\bmodule[.:](fire_event|add_timer|hook[a-z_]*|wrap_[a-z_]+|handle_items|open_store)\b|\b(user|roster|storage)manager("\))?\.[a-z_]+ *\(|\btimer\.add_task\b|\bx?pcall\b'
 # Where that is right: FILE|the line.
@@ -91,6 +93,7 @@ check() { # in the current directory
 	local passed=0 failed=0
 	rule "mlua under src/lua/ only" "$(breaches "$MLUA" 'src/lua/*' src)"
 	rule "SQL under src/store/ only" "$(breaches "$SQL" 'src/store/*' src lua)"
+	rule "no rule is asked under src/store/" "$(breaches "$RULE" '' src/store)"
 	rule "the clock in src/clock.rs, the random source in src/token.rs" \
 		"$(breaches "$CLOCK" src/clock.rs src lua; breaches "$RANDOM_SOURCE" src/token.rs src lua)"
 	rule "what may raise an error is called through protected.lib.lua" "$(bare_calls)"
@@ -124,6 +127,9 @@ self_test() {
 		src/planted.rs|use mlua::Lua;
 		src/planted.rs|connection.execute("DELETE FROM invite", [])
 		lua/planted.lua|local rows = db:query("SELECT token FROM invite");
+		src/store/planted.rs|if supersedes(&newer, &older) {
+		src/store/planted.rs|let decision = redemption::decide(&view, &claim, now);
+		src/store/planted.rs|match redemption.birth(&invite) {
 		src/store/planted.rs|let now = std::time::SystemTime::now();
 		lua/planted.lua|local now = os.time();
 		src/store/planted.rs|rand::fill(&mut bytes);

@@ -47,7 +47,7 @@ ring() { # NAME SECONDS AWK-PROGRAM COMMAND…
 }
 
 compile() {
-	spec/cargo.sh test --locked --features postgres --no-run || return
+	spec/cargo.sh test --locked --features postgres,conformance --no-run || return
 	# For the servers that keep the promises of a store on their own storage; never installed.
 	spec/cargo.sh build --locked --features lua54,conformance --target-dir target/conformance
 }
@@ -60,7 +60,7 @@ for name; do
 	case $name in
 		rust)
 			ring rust $RUST '/^test result:/ { p += $4; f += $6 }' \
-				spec/cargo.sh test --locked --features postgres
+				spec/cargo.sh test --locked --features postgres,conformance
 			;;
 		busted)
 			ring busted $BUSTED '/^[0-9]+ success/ { p += $1; f += $4 + $7 }' \

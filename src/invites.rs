@@ -17,7 +17,7 @@ use crate::error::InviteError;
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
 use crate::redemption::{Account, Purpose};
-use crate::store::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError};
+use crate::store::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::token::{Digest, Nonce};
 use crate::value::MAX_ATTACHED;
 
@@ -124,28 +124,18 @@ impl Invites {
 	fn look<T>(
 		&self,
 		doing: &'static str,
-		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
+		work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
 	) -> Result<T, StoreError> {
-		let mut done = None;
-		self.store.look(doing, &self.host, &mut |rows| {
-			done = Some(work(rows)?);
-			Ok(())
-		})?;
-		worked(done)
+		kept(work, |work| self.store.look(doing, &self.host, work))
 	}
 
 	/// Does work that reads what has to fit together.
 	fn read<T>(
 		&self,
 		doing: &'static str,
-		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
+		work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
 	) -> Result<T, StoreError> {
-		let mut done = None;
-		self.store.read(doing, &self.host, &mut |rows| {
-			done = Some(work(rows)?);
-			Ok(())
-		})?;
-		worked(done)
+		kept(work, |work| self.store.read(doing, &self.host, work))
 	}
 
 	/// Does work that changes something, and releases the orphans with it.
@@ -156,17 +146,17 @@ impl Invites {
 		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
 	) -> Result<T, StoreError> {
 		let orphans: Vec<Nonce> = self.orphans().iter().map(|orphan| orphan.nonce).collect();
-		let mut done = None;
-		self.store.write(doing, &self.host, locks, &mut |rows| {
-			done = Some(work(rows)?);
+		let work = |rows: &mut dyn Rows| {
+			let done = work(rows)?;
 			// Last: whoever waits for one of these claims has locked what the work locks.
 			if !orphans.is_empty() {
 				rows.take_claims(&orphans)?;
 			}
-			Ok(())
-		})?;
+			Ok(done)
+		};
+		let done = kept(work, |work| self.store.write(doing, &self.host, locks, work))?;
 		self.orphans().retain(|orphan| !orphans.contains(&orphan.nonce));
-		worked(done)
+		Ok(done)
 	}
 
 	fn orphans(&self) -> MutexGuard<'_, Vec<Orphan>> {
@@ -174,8 +164,16 @@ impl Invites {
 	}
 }
 
-/// What work has left.
-fn worked<T>(done: Option<T>) -> Result<T, StoreError> {
+/// Keeps what work returns that a store has done.
+fn kept<T>(
+	mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
+	run: impl FnOnce(Work<'_>) -> Result<(), StoreError>,
+) -> Result<T, StoreError> {
+	let mut done = None;
+	run(&mut |rows| {
+		done = Some(work(rows)?);
+		Ok(())
+	})?;
 	done.ok_or_else(|| StoreError::Unusable {
 		problem: "the store says that it is done, and has done nothing".to_owned(),
 		source: None,

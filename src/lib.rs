@@ -13,14 +13,16 @@
 //!      │  require "prosody_invites"
 //!  src/lua           the only code that knows mlua: values in, values out, errors mapped
 //!      ▼
-//!  src               the domain: Invite, Token, lifecycle; pure, `now` is an argument
+//!  src/invites       the use cases, each once: what is read, which rule decides, what is changed
+//!      │       ╲
+//!      │        src   the domain: Invite, Token, lifecycle; pure, `now` is an argument
 //!      ▼
-//!  src/store         the trait InviteStore and what implements it: memory, sqlite, postgres; src/lua/prosody.rs besides
+//!  src/store         rows in a transaction: memory, sqlite, postgres; src/lua/prosody.rs besides
 //! ```
 //! Everything below `src/lua` builds and tests without Lua. Why it is so is in docs/design/architecture.md. Read
-//! [`lifecycle`], [`redemption`] and [`policy`] first for the rules,
-//! then [`store::InviteStore`] for what has to be atomic, [`store::sqlite`] for how it is, and [`service`] for how an
-//! invite is made, found and redeemed; [`transfer`] takes invites from one store to another.
+//! [`lifecycle`], [`redemption`] and [`policy`] first for the rules, then [`invites`] for how an invite is made, found and
+//! redeemed, [`store`] for what a store must do, and [`store::sqlite`] for how it does; [`transfer`] takes invites from one
+//! store to another.
 
 pub mod bad_tokens;
 pub mod check;
@@ -39,7 +41,6 @@ pub mod pasted;
 pub mod policy;
 pub mod redemption;
 pub mod render;
-
 mod signals;
 pub mod stats;
 pub mod store;

@@ -314,12 +314,10 @@ impl Invites {
 	}
 
 	pub(crate) fn renew_until(&self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		let mut is_renewed = false;
-		self.store.renew("renewing a claim", self.host(), &mut |rows| {
-			is_renewed = rows.renew_claim(nonce, lease_end)?;
-			Ok(())
-		})?;
-		Ok(is_renewed)
+		super::kept(
+			|rows| rows.renew_claim(nonce, lease_end),
+			|work| self.store.renew("renewing a claim", self.host(), work),
+		)
 	}
 
 	/// Settles a claim whose owner died. `account` is what was to come out of it: the account registered, or, for a

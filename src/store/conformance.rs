@@ -409,6 +409,17 @@ type Promise = fn(&dyn Uses);
 #[cfg(feature = "conformance")]
 pub(crate) const PROMISES: &[(&str, Promise)] = promises!(table());
 
+/// Runs every promise, each on a new store.
+///
+/// # Panics
+/// Where one is broken.
+#[cfg(feature = "conformance")]
+pub fn keep<S: Store + 'static>(make: impl Fn() -> S) {
+	for (_, promise) in PROMISES {
+		promise(&Arc::new(make()));
+	}
+}
+
 const NOW: Timestamp = 1_700_000_000;
 
 /// From the moment in which the samples are made to one at which a clock may be.

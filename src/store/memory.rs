@@ -2,7 +2,6 @@
 //! [`Backing`] it is a store for what keeps rows but knows no transactions: it holds all invites and writes each change
 //! through.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,8 +10,6 @@ use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::lineage::Member;
-use crate::listing::{Part, Position};
-use crate::policy::Usage;
 use crate::redemption::{Claim, LEASE, Purpose, Redemption};
 use crate::token::{Digest, Nonce};
 use crate::value::Fields;
@@ -148,18 +145,24 @@ impl<B: Backing> Store for MemoryStore<B> {
 		self.backing.carries()
 	}
 
-	fn read(&self, _: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+	fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
 		let mut content = self.loaded(host)?;
 		let done = work(&mut HostRows { content: &mut content, host });
 		debug_assert!(content.undo.is_empty(), "what reads changes nothing");
-		done.map_err(told)
+		done.map_err(|error| error.into_store(doing))
 	}
 
-	fn write(&self, _: &'static str, host: &str, _: &[Lock<'_>], work: Work<'_>) -> Result<(), StoreError> {
+	fn write(
+		&self,
+		doing: &'static str,
+		host: &str,
+		_: &[Lock<'_>],
+		work: Work<'_>,
+	) -> Result<(), StoreError> {
 		let mut content = self.loaded(host)?;
 		if let Err(error) = work(&mut HostRows { content: &mut content, host }) {
 			content.roll_back();
-			return Err(told(error));
+			return Err(error.into_store(doing));
 		}
 		if let Err(error) = self.backing.write(&content.changes(self.carries())) {
 			content.roll_back();
@@ -178,16 +181,6 @@ impl<B: Backing> Store for MemoryStore<B> {
 			self.loaded(host).map(|content| content.of_host(host).map(|invite| invite.created_at).max());
 		findings.extend(newest.map(|newest| Finding::of_clock(newest, now)));
 		findings
-	}
-}
-
-/// There is no engine that could fail.
-fn told(error: TxError) -> StoreError {
-	match error {
-		TxError::Store(error) => error,
-		TxError::Engine(source) => {
-			StoreError::Unavailable { problem: "the memory store failed".to_owned(), source }
-		}
 	}
 }
 
@@ -298,10 +291,6 @@ impl Content {
 	}
 }
 
-fn at_most(limit: u32) -> usize {
-	limit.try_into().unwrap_or(usize::MAX)
-}
-
 /// What is left of an invite in a store that carries so much.
 fn carried(invite: Option<&Invite>, carries: Carries) -> Option<Invite> {
 	let mut invite = invite?.clone();
@@ -327,43 +316,6 @@ impl HostRows<'_> {
 	fn get(&self, digest: &Digest) -> Option<&Invite> {
 		self.content.invites.get(&(self.host.to_owned(), *digest))
 	}
-
-	fn picked(&self, pick: Pick<'_>, limit: u32) -> Vec<&Invite> {
-		let all = self.content.of_host(self.host);
-		let open = |invite: &&Invite| invite.ended_at.is_none();
-		let is_by = |invite: &&Invite, inviter: &str| invite.local_inviter().as_deref() == Some(inviter);
-		let follows =
-			|invite: &&Invite, after: Option<&Digest>| after.is_none_or(|after| invite.digest > *after);
-		let mut found: Vec<&Invite> = match pick {
-			Pick::OpenOfUser(name) => {
-				all.filter(|invite| invite.username.as_deref() == Some(name)).filter(open).collect()
-			}
-			Pick::OpenOfInviters(names) => {
-				all.filter(open).filter(|invite| names.iter().any(|name| is_by(invite, name))).collect()
-			}
-			Pick::AllOfInviter(name) => all.filter(|invite| is_by(invite, name)).collect(),
-			Pick::Due(now) => all.filter(open).filter(|invite| invite.is_expired(now)).collect(),
-			Pick::Open(after) => all.filter(open).filter(|invite| follows(invite, after)).collect(),
-			Pick::All(after) => all.filter(|invite| follows(invite, after)).collect(),
-			Pick::Part(part, after, now) => all
-				.filter(|invite| invite.position(part, now).is_some_and(|position| position < *after))
-				.collect(),
-			Pick::Over(digests, before) => digests
-				.iter()
-				.filter_map(|digest| self.get(digest))
-				.filter(|invite| invite.ended_at.is_some_and(|ended_at| ended_at < before))
-				.collect(),
-			Pick::These(digests) => digests.iter().filter_map(|digest| self.get(digest)).collect(),
-		};
-		match pick {
-			Pick::AllOfInviter(_) => found.sort_by_key(|invite| (invite.created_at, invite.digest)),
-			Pick::Due(_) => found.sort_by_key(|invite| invite.expires),
-			Pick::Part(part, _, now) => found.sort_by_key(|invite| Reverse(invite.position(part, now))),
-			_ => (),
-		}
-		found.truncate(at_most(limit));
-		found
-	}
 }
 
 impl Rows for HostRows<'_> {
@@ -371,12 +323,8 @@ impl Rows for HostRows<'_> {
 		Ok(self.get(digest).cloned())
 	}
 
-	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
-		self.peek(pick, limit)
-	}
-
 	fn peek(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
-		Ok(self.picked(pick, limit).into_iter().cloned().collect())
+		Ok(pick.of(self.content.of_host(self.host), limit).into_iter().cloned().collect())
 	}
 
 	fn over(&mut self, before: Timestamp, limit: u32) -> Result<Vec<(Digest, Option<Timestamp>)>, TxError> {
@@ -388,16 +336,8 @@ impl Rows for HostRows<'_> {
 			.filter(|invite| !claimed.contains(&invite.digest))
 			.collect();
 		over.sort_by_key(|invite| invite.ended_at);
-		over.truncate(at_most(limit));
+		over.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
 		Ok(over.into_iter().map(|invite| (invite.digest, invite.expires)).collect())
-	}
-
-	fn count_open(&mut self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), TxError> {
-		// What is open depends on no moment.
-		let moment = Timestamp::MIN;
-		let found = self.picked(Pick::Part(Part::Open, after, moment), limit);
-		let last = found.last().and_then(|invite| invite.position(Part::Open, moment));
-		Ok((u32::try_from(found.len()).unwrap_or(u32::MAX), last))
 	}
 
 	fn insert(&mut self, invites: &[&Invite]) -> Result<Vec<bool>, TxError> {
@@ -431,13 +371,6 @@ impl Rows for HostRows<'_> {
 			self.content.undo.push(Undo::Redemptions(removed));
 		}
 		Ok(())
-	}
-
-	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError> {
-		let made = self.picked(Pick::AllOfInviter(inviter), u32::MAX);
-		let open = made.iter().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
-		let newest = made.iter().rev().map(|invite| invite.created_at).take(at_most(newest)).collect();
-		Ok(Usage { open: u32::try_from(open).unwrap_or(u32::MAX), newest })
 	}
 
 	fn claims(&mut self) -> Result<Vec<Claim>, TxError> {

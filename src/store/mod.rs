@@ -1,16 +1,19 @@
 //! Where invites are kept.
 //!
 //! A store holds [`Invite`]s under their host and digest: rows in a transaction. It decides nothing; every use case is
-//! written once, in [`crate::invites`], over the verbs of [`Rows`].
+//! written once, in [`crate::invites`], over the verbs of [`Rows`]. How to add one is in [`adding`].
 
+#[doc = include_str!("adding.md")]
+pub mod adding {}
 #[cfg(any(test, feature = "conformance"))]
-pub(crate) mod conformance;
+pub mod conformance;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod sql;
 pub mod sqlite;
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error;
 
@@ -160,6 +163,33 @@ pub enum TxError {
 	Engine(Box<dyn Error + Send + Sync>),
 }
 
+impl TxError {
+	/// Of a store whose engine raises nothing.
+	#[must_use]
+	pub fn into_store(self, doing: &str) -> StoreError {
+		match self {
+			Self::Store(error) => error,
+			Self::Engine(source) => {
+				StoreError::Unavailable { problem: format!("failed while {doing}"), source }
+			}
+		}
+	}
+
+	/// The engine's own error.
+	///
+	/// # Errors
+	/// What is to be reported as it is.
+	pub(crate) fn engine<E: Error + 'static>(self, doing: &str) -> Result<E, StoreError> {
+		match self {
+			Self::Engine(source) => match source.downcast() {
+				Ok(error) => Ok(*error),
+				Err(source) => Err(Self::Engine(source).into_store(doing)),
+			},
+			Self::Store(error) => Err(error),
+		}
+	}
+}
+
 impl From<StoreError> for TxError {
 	fn from(error: StoreError) -> Self {
 		Self::Store(error)
@@ -246,10 +276,45 @@ pub enum Pick<'a> {
 	All(Option<&'a Digest>),
 	/// Those of a part that follow a position, in descending order of their positions. No more is read than is returned.
 	Part(Part, &'a Position, Timestamp),
-	/// That of these which has ended before a moment.
+	/// Those of these that have ended before a moment.
 	Over(&'a [Digest], Timestamp),
-	/// These, in the order in which they are named.
+	/// These, which are named in the order of digests.
 	These(&'a [Digest]),
+}
+
+impl Pick<'_> {
+	/// What it picks of all invites of a host, which come in the order of their digests.
+	pub fn of<'a>(self, all: impl Iterator<Item = &'a Invite>, limit: u32) -> Vec<&'a Invite> {
+		let is_open = |invite: &Invite| invite.ended_at.is_none();
+		let follows =
+			|invite: &Invite, after: Option<&Digest>| after.is_none_or(|after| invite.digest > *after);
+		let is_picked = |invite: &&Invite| match self {
+			Self::OpenOfUser(name) => invite.username.as_deref() == Some(name) && is_open(invite),
+			Self::OpenOfInviters(names) => {
+				is_open(invite) && invite.local_inviter().is_some_and(|inviter| names.contains(&inviter))
+			}
+			Self::AllOfInviter(name) => invite.local_inviter().as_deref() == Some(name),
+			Self::Due(now) => is_open(invite) && invite.is_expired(now),
+			Self::Open(after) => is_open(invite) && follows(invite, after),
+			Self::All(after) => follows(invite, after),
+			Self::Part(part, after, now) => {
+				invite.position(part, now).is_some_and(|position| position < *after)
+			}
+			Self::Over(digests, before) => {
+				digests.contains(&invite.digest) && invite.ended_at.is_some_and(|ended_at| ended_at < before)
+			}
+			Self::These(digests) => digests.contains(&invite.digest),
+		};
+		let mut found: Vec<&Invite> = all.filter(is_picked).collect();
+		match self {
+			Self::AllOfInviter(_) => found.sort_by_key(|invite| (invite.created_at, invite.digest)),
+			Self::Due(_) => found.sort_by_key(|invite| invite.expires),
+			Self::Part(part, _, now) => found.sort_by_key(|invite| Reverse(invite.position(part, now))),
+			_ => (),
+		}
+		found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+		found
+	}
 }
 
 /// Whose lineage.
@@ -273,8 +338,10 @@ pub trait Rows {
 	/// The invite, ended ones included. What is [attached](Invite::fields) to it may be damaged.
 	fn invite(&mut self, digest: &Digest) -> Result<Option<Invite>, TxError>;
 
-	/// Up to `limit` invites; as of [`Rows::invite`].
-	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError>;
+	/// Up to `limit` invites; as of [`Rows::invite`]. Where one writer is let in at a time, nothing has to be locked.
+	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+		self.peek(pick, limit)
+	}
 
 	/// The same without a lock.
 	fn peek(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError>;
@@ -284,7 +351,13 @@ pub trait Rows {
 	fn over(&mut self, before: Timestamp, limit: u32) -> Result<Vec<(Digest, Option<Timestamp>)>, TxError>;
 
 	/// How many invites the open part has after a position, counting up to `limit`, and the position of the last one.
-	fn count_open(&mut self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), TxError>;
+	fn count_open(&mut self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), TxError> {
+		// What is open depends on no moment.
+		let moment = Timestamp::MIN;
+		let found = self.peek(Pick::Part(Part::Open, after, moment), limit)?;
+		let last = found.last().and_then(|invite| invite.position(Part::Open, moment));
+		Ok((u32::try_from(found.len()).unwrap_or(u32::MAX), last))
+	}
 
 	/// Keeps invites; of each, whether its digest was new. One that is known stays as it is.
 	fn insert(&mut self, invites: &[&Invite]) -> Result<Vec<bool>, TxError>;
@@ -296,7 +369,15 @@ pub trait Rows {
 	fn remove(&mut self, digests: &[Digest]) -> Result<(), TxError>;
 
 	/// How many invites of an inviter are open, and when the newest were made, as many as are asked for.
-	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError>;
+	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError> {
+		let made = self.peek(Pick::AllOfInviter(inviter), u32::MAX)?;
+		let open = made.iter().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
+		let newest = usize::try_from(newest).unwrap_or(usize::MAX);
+		Ok(Usage {
+			open: u32::try_from(open).unwrap_or(u32::MAX),
+			newest: made.iter().rev().map(|invite| invite.created_at).take(newest).collect(),
+		})
+	}
 
 	/// All claims: the attempts that are under way, a handful.
 	fn claims(&mut self) -> Result<Vec<Claim>, TxError>;

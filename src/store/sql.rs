@@ -62,9 +62,9 @@ pub const OPEN: &str =
 
 const ALL: &str = select!("WHERE host = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3");
 
-/// The open invites of a user.
+/// The open invites of a user, in the order of the index. Asked for an order, SQLite compiles this anew for each name.
 pub const OPEN_OF_USER: &str =
-	select!("INDEXED BY invite_name WHERE host = ?1 AND username = ?2 AND ended_at IS NULL ORDER BY digest");
+	select!("INDEXED BY invite_name WHERE host = ?1 AND username = ?2 AND ended_at IS NULL");
 
 pub(super) const OPEN_OF_INVITER: &str =
 	select!("INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND ended_at IS NULL");
@@ -145,40 +145,23 @@ pub(super) enum Param<'a> {
 	Flag(bool),
 }
 
-impl<'a> From<&'a str> for Param<'a> {
-	fn from(text: &'a str) -> Self {
-		Self::Text(text)
-	}
+macro_rules! params {
+	($($given:ty, $value:ident => $param:expr;)*) => {
+		$(impl<'a> From<$given> for Param<'a> {
+			fn from($value: $given) -> Self {
+				$param
+			}
+		})*
+	};
 }
 
-impl<'a> From<&'a Digest> for Param<'a> {
-	fn from(digest: &'a Digest) -> Self {
-		Self::Bytes(digest.as_bytes())
-	}
-}
-
-impl<'a> From<&'a Nonce> for Param<'a> {
-	fn from(nonce: &'a Nonce) -> Self {
-		Self::Bytes(nonce.as_bytes())
-	}
-}
-
-impl From<i64> for Param<'_> {
-	fn from(number: i64) -> Self {
-		Self::Number(number)
-	}
-}
-
-impl From<u32> for Param<'_> {
-	fn from(number: u32) -> Self {
-		Self::Number(number.into())
-	}
-}
-
-impl From<bool> for Param<'_> {
-	fn from(flag: bool) -> Self {
-		Self::Flag(flag)
-	}
+params! {
+	&'a str, text => Self::Text(text);
+	&'a Digest, digest => Self::Bytes(digest.as_bytes());
+	&'a Nonce, nonce => Self::Bytes(nonce.as_bytes());
+	i64, number => Self::Number(number);
+	u32, number => Self::Number(number.into());
+	bool, flag => Self::Flag(flag);
 }
 
 impl<T: Into<Self>> From<Option<T>> for Param<'_> {
@@ -310,9 +293,12 @@ impl<E: Engine> SqlRows<'_, E> {
 
 impl<E: Engine> Rows for SqlRows<'_, E> {
 	fn invite(&mut self, digest: &Digest) -> Result<Option<Invite>, TxError> {
-		let host = self.host;
-		let params = [host.into(), digest.into()];
-		Ok(self.all(FIND, Locked::Awaited, &params, |row| read_invite(host, row))?.pop())
+		let (host, mut found) = (self.host, None);
+		self.engine.query(FIND, Locked::Awaited, &[&[host.into(), digest.into()]], &mut |_, row| {
+			found = Some(read_invite(host, row)?);
+			Ok(())
+		})?;
+		Ok(found)
 	}
 
 	fn invites(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
@@ -506,31 +492,7 @@ impl<'a> Encoded<'a> {
 	/// The parameters of [`CREATE`] and [`INSERT`], of one that is new: the same, and what never changes.
 	pub(super) fn all(&self) -> [Param<'_>; 18] {
 		let invite = self.invite;
-		let [
-			host,
-			digest,
-			token,
-			expires,
-			uses,
-			paused,
-			revoked_at,
-			revoked_why,
-			revoked_by,
-			ended_at,
-			fields,
-		] = self.changing();
-		[
-			host,
-			digest,
-			token,
-			expires,
-			uses,
-			paused,
-			revoked_at,
-			revoked_why,
-			revoked_by,
-			ended_at,
-			fields,
+		let constant = [
 			invite.invite_type.as_str().into(),
 			invite.kind().as_str().into(),
 			invite.username.as_deref().into(),
@@ -538,7 +500,12 @@ impl<'a> Encoded<'a> {
 			invite.created_at.into(),
 			invite.max_uses.into(),
 			self.inviter.as_deref().into(),
-		]
+		];
+		let mut all = [Param::Null; 18];
+		for (place, param) in all.iter_mut().zip(self.changing().into_iter().chain(constant)) {
+			*place = param;
+		}
+		all
 	}
 }
 

@@ -122,16 +122,7 @@ impl From<Trouble> for TxError {
 
 impl From<TxError> for Trouble {
 	fn from(error: TxError) -> Self {
-		match error {
-			TxError::Store(error) => Self::Store(error),
-			TxError::Engine(source) => source.downcast().map_or_else(
-				|source| {
-					let problem = "the PostgreSQL database holds what it cannot hold".to_owned();
-					Self::Store(StoreError::Unavailable { problem, source })
-				},
-				|trouble| *trouble,
-			),
-		}
+		error.engine("reading the database").unwrap_or_else(Self::Store)
 	}
 }
 
@@ -195,21 +186,14 @@ impl Connection {
 		}
 		// Put back only where it is known what was done on it: it may be in the middle of a transaction.
 		let mut used = link.take();
-		match self.attempts(doing, runtime, &mut used, work) {
-			Ok(done) => {
-				(*link, *away) = (used, None);
-				Ok(done)
-			}
-			Err(Failure::Refused(error)) => {
-				(*link, *away) = (used, None);
-				Err(error)
-			}
-			Err(Failure::Away(error)) => {
-				let pause = away.as_ref().map_or(PAUSES.0, |away| PAUSES.1.min(away.pause * 2));
-				*away = Some(Away::new(&error, pause));
-				Err(error)
-			}
+		let done = self.attempts(doing, runtime, &mut used, work);
+		if let Err(Failure::Away(error)) = &done {
+			let pause = away.as_ref().map_or(PAUSES.0, |away| PAUSES.1.min(away.pause * 2));
+			*away = Some(Away::new(error, pause));
+		} else {
+			(*link, *away) = (used, None);
 		}
+		done.map_err(|(Failure::Refused(error) | Failure::Away(error))| error)
 	}
 
 	fn attempts<T>(
@@ -465,6 +449,10 @@ fn of_postgresql(text: &str, locked: Locked) -> String {
 	if let Some((before, hint)) = text.split_once(" INDEXED BY ") {
 		let rest = hint.split_once(' ').map_or("", |(_, rest)| rest);
 		text = format!("{before} {rest}");
+	}
+	if locked != Locked::Read && !text.contains(" ORDER BY ") {
+		// Two who lock the same rows do not wait for each other.
+		text += " ORDER BY digest";
 	}
 	text + match locked {
 		Locked::Read => "",

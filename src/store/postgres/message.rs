@@ -18,31 +18,24 @@ pub(super) enum Message {
 	/// As it is.
 	Text(&'static str),
 	/// One that was compiled, with its parameters.
-	Prepared(Statement, Vec<Owned>),
+	Prepared(Statement, Vec<Encoded>),
 }
 
-/// A parameter that waits to be sent.
+/// A parameter as PostgreSQL takes it; none is NULL.
 #[derive(Clone, Debug)]
-pub(super) enum Owned {
-	Null,
-	Text(String),
-	Bytes(Vec<u8>),
-	Number(i64),
-	Flag(bool),
-}
+pub(super) struct Encoded(Option<Vec<u8>>);
 
 impl Message {
 	pub(super) fn prepared(statement: Statement, params: &[Param<'_>]) -> Self {
-		let owned = |param: &Param<'_>| match *param {
+		let encoded = |param: &Param<'_>| match *param {
 			// PostgreSQL's text holds no NUL, nor does XML: nobody can present such a token.
-			Param::Text(text) if text.contains('\0') => Owned::Null,
-			Param::Text(text) => Owned::Text(text.to_owned()),
-			Param::Bytes(bytes) => Owned::Bytes(bytes.to_owned()),
-			Param::Number(number) => Owned::Number(number),
-			Param::Flag(flag) => Owned::Flag(flag),
-			Param::Null => Owned::Null,
+			Param::Text(text) => Some(text.as_bytes()).filter(|text| !text.contains(&0)).map(<[u8]>::to_vec),
+			Param::Bytes(bytes) => Some(bytes.to_vec()),
+			Param::Number(number) => Some(number.to_be_bytes().to_vec()),
+			Param::Flag(flag) => Some(vec![flag.into()]),
+			Param::Null => None,
 		};
-		Self::Prepared(statement, params.iter().map(owned).collect())
+		Self::Prepared(statement, params.iter().map(encoded).map(Encoded).collect())
 	}
 
 	async fn send(self, client: &Client) -> Result<Vec<Row>, Error> {
@@ -80,19 +73,14 @@ pub(super) async fn exchange(client: &Client, messages: Vec<Message>) -> Result<
 	answers.into_iter().flatten().collect()
 }
 
-impl ToSql for Owned {
+impl ToSql for Encoded {
 	fn to_sql(
 		&self,
-		ty: &Type,
+		_: &Type,
 		out: &mut BytesMut,
 	) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-		match self {
-			Self::Null => Ok(IsNull::Yes),
-			Self::Text(text) => text.to_sql(ty, out),
-			Self::Bytes(bytes) => bytes.to_sql(ty, out),
-			Self::Number(number) => number.to_sql(ty, out),
-			Self::Flag(flag) => flag.to_sql(ty, out),
-		}
+		out.extend_from_slice(self.0.as_deref().unwrap_or_default());
+		Ok(if self.0.is_some() { IsNull::No } else { IsNull::Yes })
 	}
 
 	fn accepts(_: &Type) -> bool {

@@ -353,16 +353,7 @@ impl From<StoreError> for Trouble {
 
 impl From<TxError> for Trouble {
 	fn from(error: TxError) -> Self {
-		match error {
-			TxError::Store(error) => Self::Store(error),
-			TxError::Engine(source) => match source.downcast() {
-				Ok(error) => Self::Sqlite(*error),
-				Err(source) => {
-					let problem = "the database holds what it cannot hold".to_owned();
-					Self::Store(StoreError::Unavailable { problem, source })
-				}
-			},
-		}
+		error.engine("reading the database").map_or_else(Self::Store, Self::Sqlite)
 	}
 }
 
