@@ -4,6 +4,8 @@
 //! makes atomic. The order of its verbs is part of it: an invite is locked before its claims are read. Where a store is
 //! looked at first without a lock, nearly always nothing is to be done.
 
+#![expect(clippy::missing_errors_doc, reason = "that all fail when the store does is said once, at Invites")]
+
 mod ending;
 mod finding;
 mod making;
@@ -67,7 +69,7 @@ pub enum AtRest {
 /// Why an invite is revoked that another one [`supersedes`](crate::redemption::supersedes).
 const SUPERSEDED: &str = "a newer invite took its place";
 
-/// The invites of one host in one store.
+/// The invites of one host in one store. Every use case fails with [`InviteError::Store`] when the store does.
 #[derive(Clone)]
 pub struct Invites {
 	host: String,

@@ -19,9 +19,6 @@ pub(super) const ACCOUNT_GONE: &str = "the account that it depends on was delete
 
 impl Invites {
 	/// Revokes an invite of any kind. The invite as it then is, or none if there was nothing to revoke.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn revoke(
 		&self,
 		digest: &Digest,
@@ -41,9 +38,6 @@ impl Invites {
 	}
 
 	/// Revokes the open invites that depend on this account, which was deleted.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn retire_depending(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
 		let which = |invite: &Invite| invite.depends_on().iter().any(|name| name == username);
 		let mut retired = self.revoke_of(username, &which, ACCOUNT_GONE, now)?;
@@ -52,9 +46,6 @@ impl Invites {
 	}
 
 	/// Revokes the open password resets of this account.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn retire_resets(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
 		let which = |invite: &Invite| invite.kind() == Kind::Reset;
 		Ok(self.revoke_of(username, &which, "the password was changed", now)?)
@@ -78,9 +69,6 @@ impl Invites {
 	}
 
 	/// Revokes the open invites of an inviter, and of everybody in the inviter's branch if that is asked for, at once.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn revoke_inviter(
 		&self,
 		inviter: &str,
@@ -115,9 +103,6 @@ impl Invites {
 	}
 
 	/// Pauses or resumes an invite. `false` if it has ended, or was so already.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn set_paused(&self, digest: &Digest, paused: bool) -> Result<bool, InviteError> {
 		require(self.carries().pause, "a paused invite")?;
 		Ok(self.write("pausing or resuming an invite", &[], |rows| {
@@ -133,9 +118,6 @@ impl Invites {
 
 	/// Gives an invite another end: so many seconds from now, or none. The invite as it then is, and those that it took the
 	/// place of; none if it was used up or revoked.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn extend(
 		&self,
 		digest: &Digest,
@@ -170,9 +152,6 @@ impl Invites {
 	}
 
 	/// Ends some of the invites that have expired, and returns them: each once, to whichever server asks first.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn end_expired(&self, limit: u32, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
 		let doing = "ending expired invites";
 		// Nearly always there is none.
@@ -191,9 +170,6 @@ impl Invites {
 
 	/// Removes up to `limit` invites that ended before `before` and may be forgotten. How many; fewer than `limit` means:
 	/// there are no more.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn purge(&self, before: Timestamp, limit: u32, bundled: &Bundled) -> Result<u32, InviteError> {
 		let doing = "purging invites";
 		let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -227,9 +203,6 @@ impl Invites {
 
 	/// Takes the tokens out of up to `limit` invites that follow `after` in the order of their digests, where the store is
 	/// to keep none. Where to go on, unless those were the last.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn forget_tokens(&self, after: Option<&Digest>, limit: u32) -> Result<Option<Digest>, InviteError> {
 		match self.at_rest {
 			AtRest::Plain => Ok(None),

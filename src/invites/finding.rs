@@ -16,7 +16,7 @@ impl Invites {
 	/// The invite behind what somebody presents as a token, if it is good for the purpose now.
 	///
 	/// # Errors
-	/// [`InviteError::TokenInvalid`], [`InviteError::TokenExpired`], or the store's failure.
+	/// [`InviteError::TokenInvalid`], [`InviteError::TokenExpired`].
 	pub fn get(&self, presented: &[u8], purpose: Purpose, now: Timestamp) -> Result<Invite, InviteError> {
 		let invite = self.find(&Digest::of(presented))?;
 		check(&invite, purpose, now)?;
@@ -37,7 +37,7 @@ impl Invites {
 	/// What callers name that had to do with an id where others have a token.
 	///
 	/// # Errors
-	/// [`InviteError::TokenInvalid`], or the store's failure.
+	/// [`InviteError::TokenInvalid`].
 	pub fn identify(&self, id: &[u8]) -> Result<Digest, InviteError> {
 		match self.at_rest {
 			AtRest::Digest if id.len() == ID_DIGITS => self.resolve(id),
@@ -48,7 +48,7 @@ impl Invites {
 	/// The invite in whatever state.
 	///
 	/// # Errors
-	/// [`InviteError::TokenInvalid`] if there is none, or the store's failure.
+	/// [`InviteError::TokenInvalid`] if there is none.
 	pub fn find(&self, digest: &Digest) -> Result<Invite, InviteError> {
 		self.known(digest)?.ok_or(InviteError::TokenInvalid)
 	}
@@ -61,7 +61,7 @@ impl Invites {
 	/// no secret.
 	///
 	/// # Errors
-	/// [`InviteError::TokenInvalid`], [`InviteError::IdAmbiguous`], or the store's failure.
+	/// [`InviteError::TokenInvalid`], [`InviteError::IdAmbiguous`].
 	pub fn resolve(&self, named: &[u8]) -> Result<Digest, InviteError> {
 		let digest = Digest::of(named);
 		if self.known(&digest)?.is_some() {
@@ -80,9 +80,6 @@ impl Invites {
 	}
 
 	/// Every use of an invite, in the order in which they were made.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn redemptions(&self, digest: &Digest) -> Result<Vec<Redemption>, InviteError> {
 		if !self.carries().history {
 			return Ok(Vec::new());
@@ -92,9 +89,6 @@ impl Invites {
 	}
 
 	/// A page of all invites, whatever became of them, with their uses, in the order of their digests.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn records(&self, after: Option<&Digest>, limit: u32) -> Result<Vec<Record>, InviteError> {
 		let has_history = self.carries().history;
 		Ok(self.read("reading invites", |rows| {
@@ -114,30 +108,17 @@ impl Invites {
 		})?)
 	}
 
-	/// Invites that have not ended and follow `after`, in the order of their digests.
-	pub(crate) fn open(&self, after: Option<&Digest>, limit: u32) -> Result<Vec<Invite>, StoreError> {
-		self.page("listing invites", Pick::Open(after), limit)
-	}
-
-	/// Invites of a part that follow `after`.
-	pub(crate) fn listing(
+	/// Invites that are picked, none of them locked.
+	pub(crate) fn page(
 		&self,
-		part: Part,
-		after: &Position,
+		doing: &'static str,
+		pick: Pick<'_>,
 		limit: u32,
-		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.page("listing invites", Pick::Part(part, after, now), limit)
-	}
-
-	fn page(&self, doing: &'static str, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, StoreError> {
 		self.look(doing, |rows| peek(rows, pick, limit))
 	}
 
 	/// What `filter` picks among the next `limit` places of a part, and where to go on, unless those were the last.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn list(
 		&self,
 		filter: &Filter,
@@ -146,7 +127,7 @@ impl Invites {
 		limit: u32,
 		now: Timestamp,
 	) -> Result<(Vec<Invite>, Option<Position>), InviteError> {
-		let mut page = self.listing(part, after, limit, now)?;
+		let mut page = self.page("listing invites", Pick::Part(part, after, now), limit)?;
 		let next = last_of_full_page(&page, limit).and_then(|invite| invite.position(part, now));
 		page.retain(|invite| filter.picks(invite, part, now));
 		Ok((page, next))
@@ -154,42 +135,30 @@ impl Invites {
 
 	/// How many invites have not ended after a position, counting up to `limit`; and where to go on counting, unless those
 	/// were the last.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn count_open(&self, after: &Position, limit: u32) -> Result<(u32, Option<Position>), InviteError> {
 		let (count, last) = self.look("counting invites", |rows| rows.count_open(after, limit))?;
 		Ok((count, last.filter(|_| count == limit)))
 	}
 
 	/// A page of the invites that are good now, and where the next page begins, if there is one.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn pending(
 		&self,
 		after: Option<&Digest>,
 		limit: u32,
 		now: Timestamp,
 	) -> Result<(Vec<Invite>, Option<Digest>), InviteError> {
-		let mut page = self.open(after, limit)?;
+		let mut page = self.page("listing invites", Pick::Open(after), limit)?;
 		let next = last_of_full_page(&page, limit).map(|invite| invite.digest);
 		page.retain(|invite| invite.state(now) == State::Pending);
 		Ok((page, next))
 	}
 
 	/// The invites of an inviter that are still known, whatever became of them, the oldest first.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn made_by(&self, inviter: &str) -> Result<Vec<Invite>, InviteError> {
 		Ok(self.page("listing the invites of an inviter", Pick::AllOfInviter(inviter), u32::MAX)?)
 	}
 
 	/// Everybody in somebody's branch; the root's place names who brought it, if that is known.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn branch(&self, root: &str) -> Result<Vec<Place>, InviteError> {
 		let mut branch = lineage::branch(root, |inviter| self.members(Members::BroughtBy(inviter)))?;
 		if let Some(first) = branch.first_mut() {
@@ -227,7 +196,7 @@ impl Invites {
 		const PAGE: u32 = 500;
 		let mut after = None;
 		loop {
-			let page = self.open(after.as_ref(), PAGE)?;
+			let page = self.page("looking for tokens", Pick::Open(after.as_ref()), PAGE)?;
 			if page.iter().any(|invite| invite.token.is_some()) {
 				return Ok(true);
 			}

@@ -44,9 +44,6 @@ impl Invites {
 
 	/// Stores a prepared invite. When this returns `Ok` it is on the disk. Returns the older invites that it took
 	/// the place of.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn save(&self, invite: &Invite) -> Result<Vec<Invite>, InviteError> {
 		let invite = &*self.at_rest(invite);
 		self.carries().admit(invite)?;
@@ -58,9 +55,6 @@ impl Invites {
 	}
 
 	/// Stores many prepared invites in one transaction. None of them is bound to a username: these take the place of others.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn save_all(&self, invites: &[Record]) -> Result<(), InviteError> {
 		if self.import(invites)? < invites.len() {
 			return Err(StoreError::Exists.into());
@@ -71,7 +65,7 @@ impl Invites {
 	/// Whether somebody with these limits may make a prepared invite, as things stand. Stores nothing.
 	///
 	/// # Errors
-	/// [`InviteError::LimitReached`], or the store's failure.
+	/// [`InviteError::LimitReached`].
 	pub fn check_limits(
 		&self,
 		invite: &Invite,
@@ -91,7 +85,7 @@ impl Invites {
 	/// Stores a prepared invite for somebody with limits, as [`Invites::save`] does without.
 	///
 	/// # Errors
-	/// [`InviteError::LimitReached`], or the store's failure.
+	/// [`InviteError::LimitReached`].
 	pub fn save_within(&self, invite: &Invite, allowance: &Allowance) -> Result<Vec<Invite>, InviteError> {
 		let invite = &*self.at_rest(invite);
 		self.carries().admit(invite)?;
@@ -111,9 +105,6 @@ impl Invites {
 
 	/// Takes over invites that were made elsewhere. A token that is known here stays as it is, used or revoked as it may
 	/// be. How many were new.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn import(&self, records: &[Record]) -> Result<usize, InviteError> {
 		for record in records {
 			self.carries().admit_import(record)?;
@@ -140,9 +131,6 @@ impl Invites {
 	}
 
 	/// Takes over who brought whom, where it is not known better. Of how many accounts it was new.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn import_lineage(&self, members: &[Member]) -> Result<usize, InviteError> {
 		require(self.carries().history, "who brought an account")?;
 		Ok(self.write("importing who brought whom", &[], |rows| {

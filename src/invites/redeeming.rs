@@ -29,7 +29,7 @@ impl Invites {
 	/// that name.
 	///
 	/// # Errors
-	/// [`InviteError::AccountGone`], [`InviteError::OwnerDisabled`], [`InviteError::AccountNotFound`], or the store's failure.
+	/// [`InviteError::AccountGone`], [`InviteError::OwnerDisabled`], [`InviteError::AccountNotFound`].
 	pub fn confirm(
 		&self,
 		digest: &Digest,
@@ -48,7 +48,7 @@ impl Invites {
 	/// Whether an attempt to redeem an invite, presented and made at once, would succeed. Changes nothing.
 	///
 	/// # Errors
-	/// Why it would not, or the store's failure.
+	/// Why it would not.
 	pub fn why(&self, attempt: Attempt, now: Timestamp) -> Result<(), InviteError> {
 		check(&self.find(&attempt.digest)?, attempt.purpose, now)?;
 		check_accounts(&attempt.depends_on)?;
@@ -62,7 +62,7 @@ impl Invites {
 	/// without another use ([`Admission::Known`]).
 	///
 	/// # Errors
-	/// Why it may not be redeemed, or the store's failure.
+	/// Why it may not be redeemed.
 	pub fn claim(
 		&self,
 		attempt: Attempt,
@@ -147,7 +147,7 @@ impl Invites {
 	/// let in without another use.
 	///
 	/// # Errors
-	/// Why it may not be redeemed, or the store's failure.
+	/// Why it may not be redeemed.
 	pub fn redeem_at_once(
 		&self,
 		attempt: Attempt,
@@ -199,7 +199,7 @@ impl Invites {
 	/// Turns a claim into a use. The invite as it then is, or none if that was done before.
 	///
 	/// # Errors
-	/// [`InviteError::ClaimLost`], or the store's failure; the claim then stands, and this is to be tried again.
+	/// [`InviteError::ClaimLost`]. Where the store fails the claim stands, and this is to be tried again.
 	pub fn redeem(
 		&self,
 		digest: &Digest,
@@ -275,9 +275,6 @@ impl Invites {
 
 	/// The claim that this very process made for such an attempt, if there is one. When a host is deactivated and activated
 	/// again in the middle of a registration, nobody in the server remembers it, and it would stand in its own way.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn own_claim(&self, attempt: Attempt, now: Timestamp) -> Result<Option<Nonce>, InviteError> {
 		let wanted = self.draw_claim(attempt, now)?;
 		let is_same = |claim: &Claim| {
@@ -290,9 +287,6 @@ impl Invites {
 	}
 
 	/// The claims of this process whose lease is over: whoever made them does not renew them any more.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn own_stale_claims(&self, now: Timestamp) -> Result<Vec<Claim>, InviteError> {
 		let boot = boot()?;
 		let mut claims = self.claims()?;
@@ -306,9 +300,6 @@ impl Invites {
 	}
 
 	/// Keeps a claim for another lease. `false` if there was none any more.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn renew(&self, nonce: &Nonce, now: Timestamp) -> Result<bool, InviteError> {
 		Ok(self.renew_until(nonce, now.saturating_add(LEASE))?)
 	}
@@ -324,9 +315,6 @@ impl Invites {
 	/// contact, `Active` if the inviter has the contact. If it came about, the claim becomes its use, and the invite as it
 	/// then is is returned; if not, it is released; if nobody can say, it stays. A reset that was cut off may be repeated,
 	/// for it is bound to its user.
-	///
-	/// # Errors
-	/// When the store fails.
 	pub fn settle(
 		&self,
 		digest: &Digest,
@@ -353,7 +341,7 @@ impl Invites {
 	/// Whether a username may be registered without any invite.
 	///
 	/// # Errors
-	/// Why not, or the store's failure.
+	/// Why not.
 	pub fn check_name(&self, username: &str, now: Timestamp) -> Result<(), InviteError> {
 		Ok(decide_name(&self.view_of_name(username, now)?, now)?)
 	}

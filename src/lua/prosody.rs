@@ -114,7 +114,7 @@ impl HostStorage {
 			let _ = thread.reset(lua.create_function(|_, ()| Ok(()))?);
 			Ok(None)
 		};
-		let Some(results) = run().map_err(|error| failed(first_line(&error)))? else {
+		let Some(results) = run()? else {
 			self.waits.set(true);
 			return Err(waiting());
 		};
@@ -123,36 +123,31 @@ impl HostStorage {
 		{
 			return Err(failed(error.to_string().unwrap_or_default()));
 		}
-		R::from_lua_multi(results, &lua).map_err(|error| failed(first_line(&error)))
+		Ok(R::from_lua_multi(results, &lua)?)
 	}
 
 	fn put(&self, (host, user): &Owner, rows: &OwnedRows) -> Result<(), StoreError> {
 		let lua = self.lua.upgrade();
-		let table = lua.create_table().map_err(|error| failed(first_line(&error)))?;
+		let table = lua.create_table()?;
 		for (token, row) in rows {
 			let row = row.clone().unwrap_or(Value::Boolean(false));
-			table.raw_set(token.as_str(), row).map_err(|error| failed(first_line(&error)))?;
+			table.raw_set(token.as_str(), row)?;
 		}
 		self.call(&self.write, (host.as_str(), user.as_deref(), table))
 	}
 
 	/// Whether the rows can be read as they were written.
 	fn is_kept(&self, (host, user): &Owner, rows: &OwnedRows) -> Result<bool, StoreError> {
-		let tokens: Vec<&str> =
-			rows.iter().filter(|(_, row)| row.is_some()).map(|(token, _)| token.as_str()).collect();
-		if tokens.is_empty() {
+		let written: Vec<_> = rows.iter().filter_map(|(token, row)| Some((token, row.as_ref()?))).collect();
+		if written.is_empty() {
 			return Ok(true);
 		}
+		let tokens: Vec<&str> = written.iter().map(|(token, _)| token.as_str()).collect();
 		let found: Table = self.call(&self.get, (host.as_str(), user.as_deref(), tokens))?;
-		let is_same = |token: &str, row: &Value| -> LuaResult<bool> {
-			let found = read(found.get(token)?, token, &self.bundled.null)?;
+		for (token, row) in written {
+			let found = read(found.get(token.as_str())?, token, &self.bundled.null)?;
 			let written = read(row.clone(), token, &self.bundled.null)?;
-			Ok(matches!((found, written), (Ok(found), Ok(written)) if is_same(&found, &written)))
-		};
-		for (token, row) in rows {
-			if let Some(row) = row
-				&& !is_same(token, row).map_err(|error| failed(first_line(&error)))?
-			{
+			if !matches!((found, written), (Ok(found), Ok(written)) if is_same(&found, &written)) {
 				return Ok(false);
 			}
 		}
@@ -168,7 +163,7 @@ impl HostStorage {
 		into: &mut BTreeMap<Owner, OwnedRows>,
 	) -> Result<(), StoreError> {
 		let Some(invite) = invite else { return Ok(()) };
-		let rows = self.bundled.rows(lua, invite).map_err(|error| failed(first_line(&error)))?;
+		let rows = self.bundled.rows(lua, invite)?;
 		let (token, rows) =
 			rows.ok_or(StoreError::Unsupported { what: "an invite whose token is not known any more" })?;
 		let mut add = |user, row| {
@@ -193,14 +188,9 @@ impl Backing for HostStorage {
 	fn load(&self, host: &str) -> Result<Vec<Invite>, StoreError> {
 		let now = clock::now();
 		let (host_rows, user_rows): (Option<Table>, Table) = self.call(&self.read, host)?;
-		let found = self
-			.bundled
-			.read(host, host_rows.as_ref(), &user_rows, now)
-			.map_err(|error| failed(first_line(&error)))?;
+		let found = self.bundled.read(host, host_rows.as_ref(), &user_rows, now)?;
 		for why in found.unreadable {
-			let told =
-				self.report.call::<()>(format!("A row of the store invite_token is left alone: {why}"));
-			told.map_err(|error| failed(first_line(&error)))?;
+			self.report.call::<()>(format!("A row of the store invite_token is left alone: {why}"))?;
 		}
 		let mut invites = found.invites;
 		for invite in &mut invites {
@@ -289,7 +279,9 @@ fn failed(text: String) -> StoreError {
 	StoreError::Unavailable { problem: "the storage of this host failed".to_owned(), source: text.into() }
 }
 
-/// Without the traceback.
-fn first_line(error: &mlua::Error) -> String {
-	error.to_string().lines().next().unwrap_or_default().to_owned()
+impl From<mlua::Error> for StoreError {
+	/// Without the traceback.
+	fn from(error: mlua::Error) -> Self {
+		failed(error.to_string().lines().next().unwrap_or_default().to_owned())
+	}
 }

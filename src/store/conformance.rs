@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use std::sync::Arc;
 
-use super::{Bundled, Carries, Members, Record, Store, StoreError};
+use super::{Bundled, Carries, Members, Pick, Record, Store, StoreError};
 #[cfg(test)]
 use super::{Lock, Work};
 use crate::check::{Finding, Level};
@@ -207,7 +207,7 @@ pub(crate) trait Uses {
 		after: Option<&Digest>,
 		limit: u32,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.of(host).open(after, limit)
+		self.of(host).page("listing invites", Pick::Open(after), limit)
 	}
 
 	fn listing(
@@ -218,7 +218,7 @@ pub(crate) trait Uses {
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.of(host).listing(part, after, limit, now)
+		self.of(host).page("listing invites", Pick::Part(part, after, now), limit)
 	}
 
 	fn count_open(

@@ -1,4 +1,4 @@
-//! Invites in this process alone, gone when it ends: for tests, and as the shortest example of a store. With a
+//! Invites in this process alone, gone when it ends: for tests. With a
 //! [`Backing`] it is a store for what keeps rows but knows no transactions: it holds all invites and writes each change
 //! through.
 
@@ -77,29 +77,52 @@ pub struct MemoryStore<B = Nowhere> {
 }
 
 type InviteKey = (String, Digest);
-type ClaimKey = (String, Nonce);
 
-/// What a memory store holds.
+/// What a memory store holds. All keys begin with the host.
 #[derive(Debug, Default)]
 pub struct Content {
 	/// Hosts whose invites have been loaded.
 	loaded: BTreeSet<String>,
-	invites: BTreeMap<InviteKey, Invite>,
-	claims: BTreeMap<ClaimKey, Claim>,
-	redemptions: Vec<(String, Digest, Redemption)>,
-	/// Who brought an account, by host and username.
-	lineage: BTreeMap<(String, String), Member>,
-	/// How to take the present call back, oldest step first.
-	undo: Vec<Undo>,
+	invites: Undoable<InviteKey, Invite>,
+	claims: Undoable<(String, Nonce), Claim>,
+	redemptions: Undoable<(String, Digest, Timestamp, Nonce), Redemption>,
+	/// Who brought an account, by its username.
+	lineage: Undoable<(String, String), Member>,
 }
 
+/// Rows, and what the present call has done to them: the oldest step first.
 #[derive(Debug)]
-enum Undo {
-	Invite(InviteKey, Option<Invite>),
-	Claim(ClaimKey, Option<Claim>),
-	Redemption,
-	Redemptions(Vec<(String, Digest, Redemption)>),
-	Lineage((String, String), Option<Member>),
+struct Undoable<K, V> {
+	rows: BTreeMap<K, V>,
+	undo: Vec<(K, Option<V>)>,
+}
+
+impl<K, V> Default for Undoable<K, V> {
+	fn default() -> Self {
+		Self { rows: BTreeMap::new(), undo: Vec::new() }
+	}
+}
+
+impl<K: Ord + Clone, V: Clone> Undoable<K, V> {
+	fn put(&mut self, key: K, row: V) {
+		let before = self.rows.insert(key.clone(), row);
+		self.undo.push((key, before));
+	}
+
+	fn take(&mut self, key: K) -> Option<V> {
+		let row = self.rows.remove(&key)?;
+		self.undo.push((key, Some(row.clone())));
+		Some(row)
+	}
+
+	fn roll_back(&mut self) {
+		for (key, before) in std::mem::take(&mut self.undo).into_iter().rev() {
+			match before {
+				Some(row) => drop(self.rows.insert(key, row)),
+				None => drop(self.rows.remove(&key)),
+			}
+		}
+	}
 }
 
 impl Default for MemoryStore {
@@ -132,7 +155,7 @@ impl<B: Backing> MemoryStore<B> {
 		let mut content = self.lock();
 		if !content.loaded.contains(host) {
 			for invite in self.backing.load(host)? {
-				content.invites.insert((invite.host.clone(), invite.digest), invite);
+				content.invites.rows.insert((invite.host.clone(), invite.digest), invite);
 			}
 			content.loaded.insert(host.to_owned());
 		}
@@ -148,7 +171,7 @@ impl<B: Backing> Store for MemoryStore<B> {
 	fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
 		let mut content = self.loaded(host)?;
 		let done = work(&mut HostRows { content: &mut content, host });
-		debug_assert!(content.undo.is_empty(), "what reads changes nothing");
+		content.roll_back();
 		done.map_err(|error| error.into_store(doing))
 	}
 
@@ -170,8 +193,7 @@ impl<B: Backing> Store for MemoryStore<B> {
 			content.forget(host);
 			return Err(error);
 		}
-		content.drop_what_is_not_carried(self.carries());
-		content.undo.clear();
+		content.commit(self.carries());
 		Ok(())
 	}
 
@@ -188,8 +210,8 @@ impl Content {
 	fn forget(&mut self, host: &str) {
 		self.loaded.remove(host);
 		let claimed: BTreeSet<InviteKey> =
-			self.claims.values().map(|claim| (claim.host.clone(), claim.digest)).collect();
-		self.invites.retain(|key, invite| {
+			self.claims.rows.values().map(|claim| (claim.host.clone(), claim.digest)).collect();
+		self.invites.rows.retain(|key, invite| {
 			if key.0 == host {
 				// If it is not there any more when the host is loaded again, its claims stand all the same.
 				invite.revoked_at.get_or_insert(invite.created_at);
@@ -199,95 +221,64 @@ impl Content {
 	}
 
 	fn roll_back(&mut self) {
-		for step in std::mem::take(&mut self.undo).into_iter().rev() {
-			match step {
-				Undo::Invite(key, Some(invite)) => drop(self.invites.insert(key, invite)),
-				Undo::Invite(key, None) => drop(self.invites.remove(&key)),
-				Undo::Claim(key, Some(claim)) => drop(self.claims.insert(key, claim)),
-				Undo::Claim(key, None) => drop(self.claims.remove(&key)),
-				Undo::Redemption => drop(self.redemptions.pop()),
-				Undo::Lineage(key, Some(member)) => drop(self.lineage.insert(key, member)),
-				Undo::Lineage(key, None) => drop(self.lineage.remove(&key)),
-				Undo::Redemptions(removed) => self.redemptions.extend(removed),
-			}
-		}
+		self.invites.roll_back();
+		self.claims.roll_back();
+		self.redemptions.roll_back();
+		self.lineage.roll_back();
 	}
 
 	/// Each invite that the present call has changed, as far as a store that carries so much can tell.
 	fn changes(&self, carries: Carries) -> Vec<Change> {
 		let mut before = BTreeMap::new();
-		for step in &self.undo {
-			if let Undo::Invite(key, invite) = step {
-				before.entry(key).or_insert(invite);
-			}
+		for (key, invite) in &self.invites.undo {
+			before.entry(key).or_insert(invite);
 		}
 		before
 			.into_iter()
 			.map(|(key, before)| Change {
 				before: carried(before.as_ref(), carries),
-				after: carried(self.invites.get(key), carries),
+				after: carried(self.invites.rows.get(key), carries),
 			})
 			.filter(|change| change.before != change.after)
 			.collect()
 	}
 
-	fn drop_what_is_not_carried(&mut self, carries: Carries) {
+	/// Nothing of the present call is taken back any more; what is not carried is dropped.
+	fn commit(&mut self, carries: Carries) {
+		self.redemptions.undo.clear();
+		self.lineage.undo.clear();
+		let changed = std::mem::take(&mut self.invites.undo).into_iter().map(|(key, _)| key);
+		let claims = std::mem::take(&mut self.claims.undo).into_iter().filter_map(|(_, claim)| claim);
 		if carries == Carries::ALL {
 			return;
 		}
-		for step in std::mem::take(&mut self.undo) {
-			let key = match step {
-				Undo::Invite(key, _) => key,
-				Undo::Claim(_, Some(claim)) => (claim.host, claim.digest),
-				Undo::Claim(_, None) | Undo::Redemption | Undo::Redemptions(_) | Undo::Lineage(..) => {
-					continue;
-				}
-			};
-			let is_claimed =
-				|| self.claims.values().any(|claim| claim.host == key.0 && claim.digest == key.1);
-			if let Some(carried) = carried(self.invites.get(&key), carries) {
-				self.invites
-					.entry(key)
-					.and_modify(|invite| *invite = Invite { ended_at: invite.ended_at, ..carried });
-			} else if !is_claimed() {
+		for key in changed.chain(claims.map(|claim| (claim.host, claim.digest))) {
+			let mut claims = self.claims.rows.values();
+			if let Some(carried) = carried(self.invites.rows.get(&key), carries) {
+				let keep = |invite: &mut Invite| *invite = Invite { ended_at: invite.ended_at, ..carried };
+				self.invites.rows.entry(key).and_modify(keep);
+			} else if !claims.any(|claim| claim.host == key.0 && claim.digest == key.1) {
 				// While there are claims on it, it is still to be redeemed.
-				self.invites.remove(&key);
+				self.invites.rows.remove(&key);
 			}
 		}
 		if !carries.history {
-			self.lineage.clear();
+			self.lineage.rows.clear();
+			// For a second attempt to redeem a claim; the lease was made for such delays.
+			let newest = self.redemptions.rows.values().map(|redemption| redemption.used_at).max();
+			self.redemptions
+				.rows
+				.retain(|_, redemption| newest.is_none_or(|newest| newest - redemption.used_at <= LEASE));
 		}
-		// For a second attempt to redeem a claim; the lease was made for such delays.
-		if !carries.history
-			&& let Some(newest) = self.redemptions.iter().map(|(_, _, redemption)| redemption.used_at).max()
-		{
-			self.redemptions.retain(|(_, _, redemption)| newest - redemption.used_at <= LEASE);
-		}
-	}
-
-	/// Puts an invite in the place of the one of its digest, or of none.
-	fn put(&mut self, invite: &Invite) {
-		let key = (invite.host.clone(), invite.digest);
-		let before = self.invites.insert(key.clone(), invite.clone());
-		self.undo.push(Undo::Invite(key, before));
-	}
-
-	fn put_claim(&mut self, claim: Claim) {
-		let key = (claim.host.clone(), claim.nonce);
-		let before = self.claims.insert(key.clone(), claim);
-		self.undo.push(Undo::Claim(key, before));
-	}
-
-	fn remove_claim(&mut self, host: &str, nonce: &Nonce) -> Option<Claim> {
-		let key = (host.to_owned(), *nonce);
-		let claim = self.claims.remove(&key)?;
-		self.undo.push(Undo::Claim(key, Some(claim.clone())));
-		Some(claim)
 	}
 
 	fn of_host<'a>(&'a self, host: &'a str) -> impl Iterator<Item = &'a Invite> {
 		let first = (host.to_owned(), Digest::from_bytes([0; 32]));
-		self.invites.range(first..).map(|(_, invite)| invite).take_while(move |invite| invite.host == host)
+		self.invites
+			.rows
+			.range(first..)
+			.map(|(_, invite)| invite)
+			.take_while(move |invite| invite.host == host)
 	}
 }
 
@@ -313,14 +304,21 @@ struct HostRows<'a> {
 }
 
 impl HostRows<'_> {
-	fn get(&self, digest: &Digest) -> Option<&Invite> {
-		self.content.invites.get(&(self.host.to_owned(), *digest))
+	fn key<T>(&self, of: T) -> (String, T) {
+		(self.host.to_owned(), of)
+	}
+
+	fn uses(&self, digest: Digest) -> impl Iterator<Item = &Redemption> {
+		let ends = [(Timestamp::MIN, [0; 16]), (Timestamp::MAX, [u8::MAX; 16])];
+		let [first, last] =
+			ends.map(|(at, nonce)| (self.host.to_owned(), digest, at, Nonce::from_bytes(nonce)));
+		self.content.redemptions.rows.range(first..=last).map(|(_, redemption)| redemption)
 	}
 }
 
 impl Rows for HostRows<'_> {
 	fn invite(&mut self, digest: &Digest) -> Result<Option<Invite>, TxError> {
-		Ok(self.get(digest).cloned())
+		Ok(self.content.invites.rows.get(&self.key(*digest)).cloned())
 	}
 
 	fn peek(&mut self, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
@@ -343,87 +341,74 @@ impl Rows for HostRows<'_> {
 	fn insert(&mut self, invites: &[&Invite]) -> Result<Vec<bool>, TxError> {
 		let mut are_new = Vec::new();
 		for invite in invites {
-			let is_new = self.get(&invite.digest).is_none();
-			if is_new {
-				self.content.put(invite);
+			let key = self.key(invite.digest);
+			are_new.push(!self.content.invites.rows.contains_key(&key));
+			if are_new.ends_with(&[true]) {
+				self.content.invites.put(key, (*invite).clone());
 			}
-			are_new.push(is_new);
 		}
 		Ok(are_new)
 	}
 
 	fn update(&mut self, invites: &[Invite]) -> Result<(), TxError> {
 		for invite in invites {
-			self.content.put(invite);
+			let key = self.key(invite.digest);
+			self.content.invites.put(key, invite.clone());
 		}
 		Ok(())
 	}
 
 	fn remove(&mut self, digests: &[Digest]) -> Result<(), TxError> {
 		for digest in digests {
-			let key = (self.host.to_owned(), *digest);
-			if let Some(invite) = self.content.invites.remove(&key) {
-				self.content.undo.push(Undo::Invite(key, Some(invite)));
+			let uses: Vec<_> = self.uses(*digest).map(|use_| (use_.used_at, use_.nonce)).collect();
+			for (used_at, nonce) in uses {
+				self.content.redemptions.take((self.host.to_owned(), *digest, used_at, nonce));
 			}
-			let is_of =
-				|(of, invite, _): &mut (String, Digest, Redemption)| of == self.host && invite == digest;
-			let removed = self.content.redemptions.extract_if(.., is_of).collect();
-			self.content.undo.push(Undo::Redemptions(removed));
+			let key = self.key(*digest);
+			self.content.invites.take(key);
 		}
 		Ok(())
 	}
 
 	fn claims(&mut self) -> Result<Vec<Claim>, TxError> {
-		Ok(self.content.claims.values().filter(|claim| claim.host == self.host).cloned().collect())
+		Ok(self.content.claims.rows.values().filter(|claim| claim.host == self.host).cloned().collect())
 	}
 
 	fn insert_claim(&mut self, claim: &Claim) -> Result<(), TxError> {
-		self.content.put_claim(claim.clone());
+		let key = self.key(claim.nonce);
+		self.content.claims.put(key, claim.clone());
 		Ok(())
 	}
 
 	fn take_claims(&mut self, nonces: &[Nonce]) -> Result<Vec<Claim>, TxError> {
-		Ok(nonces.iter().filter_map(|nonce| self.content.remove_claim(self.host, nonce)).collect())
+		let take = |nonce: &Nonce| self.content.claims.take((self.host.to_owned(), *nonce));
+		Ok(nonces.iter().filter_map(take).collect())
 	}
 
 	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError> {
-		let Some(claim) = self.content.claims.get(&(self.host.to_owned(), *nonce)).cloned() else {
-			return Ok(false);
-		};
-		self.content.put_claim(Claim { lease_end, ..claim });
-		Ok(true)
+		let claim = self.content.claims.rows.get(&self.key(*nonce)).cloned();
+		let renewed = claim.map(|claim| self.insert_claim(&Claim { lease_end, ..claim }));
+		renewed.transpose().map(|renewed| renewed.is_some())
 	}
 
 	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError> {
-		let mut found = Vec::new();
-		for digest in digests {
-			let of_invite = self.content.redemptions.iter();
-			let of_invite = of_invite.filter(|(of, invite, _)| of == self.host && invite == digest);
-			let mut uses: Vec<_> =
-				of_invite.map(|(_, _, redemption)| (*digest, redemption.clone())).collect();
-			uses.sort_by_key(|(_, redemption)| (redemption.used_at, redemption.nonce));
-			found.append(&mut uses);
-		}
-		Ok(found)
+		let uses =
+			|digest: &Digest| self.uses(*digest).map(|redemption| (*digest, redemption.clone())).collect();
+		Ok(digests.iter().flat_map(|digest| -> Vec<_> { uses(digest) }).collect())
 	}
 
 	fn insert_redemption(&mut self, digest: &Digest, redemption: &Redemption) -> Result<(), TxError> {
-		self.content.redemptions.push((self.host.to_owned(), *digest, redemption.clone()));
-		self.content.undo.push(Undo::Redemption);
+		let key = (self.host.to_owned(), *digest, redemption.used_at, redemption.nonce);
+		self.content.redemptions.put(key, redemption.clone());
 		Ok(())
 	}
 
 	fn is_known(&mut self, digest: &Digest, jid: &str, username: Option<&str>) -> Result<bool, TxError> {
-		let is_contact = |(host, of, redemption): &(String, Digest, Redemption)| {
-			host == self.host
-				&& of == digest
-				&& redemption.purpose == Purpose::Contact
-				&& redemption.invitee.as_deref() == Some(jid)
+		let is_contact = |redemption: &Redemption| {
+			redemption.purpose == Purpose::Contact && redemption.invitee.as_deref() == Some(jid)
 		};
-		let member =
-			username.and_then(|name| self.content.lineage.get(&(self.host.to_owned(), name.to_owned())));
-		Ok(member.is_some_and(|member| member.digest == *digest)
-			|| self.content.redemptions.iter().any(is_contact))
+		let member = username.and_then(|name| self.content.lineage.rows.get(&self.key(name.to_owned())));
+		Ok(member.is_some_and(|member| member.digest == *digest) || self.uses(*digest).any(is_contact))
 	}
 
 	fn members(&mut self, which: Members<'_>) -> Result<Vec<Member>, TxError> {
@@ -431,22 +416,19 @@ impl Rows for HostRows<'_> {
 			Members::Of(username) => member.username == username,
 			Members::BroughtBy(inviter) => member.inviter == inviter,
 		};
-		let of_host = self.content.lineage.iter().filter(|((host, _), _)| host == self.host);
+		let of_host = self.content.lineage.rows.iter().filter(|((host, _), _)| host == self.host);
 		Ok(of_host.map(|(_, member)| member).filter(is_asked_for).cloned().collect())
 	}
 
 	fn put_member(&mut self, member: &Member) -> Result<(), TxError> {
-		let key = (self.host.to_owned(), member.username.clone());
-		let before = self.content.lineage.insert(key.clone(), member.clone());
-		self.content.undo.push(Undo::Lineage(key, before));
+		let key = self.key(member.username.clone());
+		self.content.lineage.put(key, member.clone());
 		Ok(())
 	}
 
 	fn remove_member(&mut self, username: &str) -> Result<(), TxError> {
-		let key = (self.host.to_owned(), username.to_owned());
-		if let Some(member) = self.content.lineage.remove(&key) {
-			self.content.undo.push(Undo::Lineage(key, Some(member)));
-		}
+		let key = self.key(username.to_owned());
+		self.content.lineage.take(key);
 		Ok(())
 	}
 }

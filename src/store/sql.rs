@@ -87,8 +87,6 @@ pub(super) const COUNT_OPEN: &str = "SELECT created_at, digest FROM invite WHERE
 pub(super) const OVER: &str = "SELECT digest, expires FROM invite WHERE host = ?1 AND ended_at < ?2 \
 	AND digest NOT IN (SELECT digest FROM claim WHERE host = ?1) ORDER BY ended_at LIMIT ?3";
 
-const IS_OVER: &str = select!("WHERE host = ?1 AND digest = ?2 AND ended_at < ?3");
-
 const PURGE: &str = "DELETE FROM invite WHERE host = ?1 AND digest = ?2";
 
 const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = ?1 AND digest = ?2";
@@ -242,19 +240,18 @@ impl<E: Engine> SqlRows<'_, E> {
 		Ok(found)
 	}
 
-	/// The invites that a statement finds for each of some keys.
-	fn of_each<'k>(
+	/// What a statement finds for each of some keys, and for which of them.
+	fn of_each<'k, T>(
 		&mut self,
 		text: &'static str,
 		locked: Locked,
 		keys: impl Iterator<Item = Param<'k>>,
-		more: Option<Timestamp>,
-	) -> Result<Vec<Invite>, TxError> {
-		let host = self.host;
-		let lists: Vec<Vec<Param<'_>>> =
-			keys.map(|key| [host.into(), key].into_iter().chain(more.map(Param::Number)).collect()).collect();
-		let lists: Vec<&[Param<'_>]> = lists.iter().map(Vec::as_slice).collect();
-		self.all_of(text, locked, &lists, |_, row| read_invite(host, row))
+		read: impl Fn(usize, &dyn Columns) -> Result<T, TxError>,
+	) -> Result<Vec<T>, TxError> {
+		let host = Param::Text(self.host);
+		let lists: Vec<[Param<'_>; 2]> = keys.map(|key| [host, key]).collect();
+		let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 2]>::as_slice).collect();
+		self.all_of(text, locked, &lists, read)
 	}
 
 	fn pick(&mut self, pick: Pick<'_>, limit: u32, is_locking: bool) -> Result<Vec<Invite>, TxError> {
@@ -279,12 +276,18 @@ impl<E: Engine> SqlRows<'_, E> {
 			}
 			Pick::OpenOfInviters(inviters) => {
 				let keys = inviters.iter().map(|inviter| inviter.as_str().into());
-				self.of_each(OPEN_OF_INVITER, awaited, keys, None)
+				self.of_each(OPEN_OF_INVITER, awaited, keys, |_, row| read_invite(name, row))
 			}
 			Pick::Over(digests, before) => {
-				self.of_each(IS_OVER, left_out, digests.iter().map(Param::from), Some(before))
+				let digests = digests.iter().map(Param::from);
+				let mut over = self.of_each(FIND, left_out, digests, |_, row| read_invite(name, row))?;
+				over.retain(|invite| invite.ended_at.is_some_and(|ended_at| ended_at < before));
+				Ok(over)
 			}
-			Pick::These(digests) => self.of_each(FIND, awaited, digests.iter().map(Param::from), None),
+			Pick::These(digests) => {
+				let digests = digests.iter().map(Param::from);
+				self.of_each(FIND, awaited, digests, |_, row| read_invite(name, row))
+			}
 		}?;
 		found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
 		Ok(found)
@@ -384,9 +387,8 @@ impl<E: Engine> Rows for SqlRows<'_, E> {
 
 	fn take_claims(&mut self, nonces: &[Nonce]) -> Result<Vec<Claim>, TxError> {
 		let host = self.host;
-		let lists: Vec<[Param<'_>; 2]> = nonces.iter().map(|nonce| [host.into(), nonce.into()]).collect();
-		let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 2]>::as_slice).collect();
-		self.all_of(TAKE_CLAIM, Locked::Read, &lists, |_, row| read_claim(host, row))
+		let nonces = nonces.iter().map(Param::from);
+		self.of_each(TAKE_CLAIM, Locked::Read, nonces, |_, row| read_claim(host, row))
 	}
 
 	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError> {
@@ -395,12 +397,8 @@ impl<E: Engine> Rows for SqlRows<'_, E> {
 	}
 
 	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError> {
-		let host = self.host;
-		let lists: Vec<[Param<'_>; 2]> = digests.iter().map(|digest| [host.into(), digest.into()]).collect();
-		let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 2]>::as_slice).collect();
-		self.all_of(REDEMPTIONS, Locked::Read, &lists, |list, row| {
-			let digest = digests[list];
-			Ok((digest, read_redemption(&digest, row)?))
+		self.of_each(REDEMPTIONS, Locked::Read, digests.iter().map(Param::from), |list, row| {
+			Ok((digests[list], read_redemption(&digests[list], row)?))
 		})
 	}
 

@@ -67,18 +67,14 @@ impl Store for SqliteStore {
 	}
 
 	fn insert_one(&self, doing: &'static str, invite: &Invite) -> Result<bool, StoreError> {
+		let is_known = |error: &rusqlite::Error| {
+			error.sqlite_error().is_some_and(|error| error.extended_code == SQLITE_CONSTRAINT_PRIMARYKEY)
+		};
 		self.change(doing, |connection| {
 			let row = Encoded::of_new(invite)?;
 			match connection.prepare_cached(sql::CREATE)?.execute(params_from_iter(row.all())) {
-				Ok(_) => Ok(true),
-				Err(error)
-					if error
-						.sqlite_error()
-						.is_some_and(|error| error.extended_code == SQLITE_CONSTRAINT_PRIMARYKEY) =>
-				{
-					Ok(false)
-				}
-				Err(error) => Err(error.into()),
+				Err(error) if is_known(&error) => Ok(false),
+				done => Ok(done.map(|_| true)?),
 			}
 		})
 	}
@@ -113,7 +109,18 @@ struct Sqlite<'a> {
 
 impl Engine for Sqlite<'_> {
 	/// What has ended and what is about to be noted as expired, merged from two indexes.
-	const HISTORY_PART: &'static str = HISTORY_PART;
+	const HISTORY_PART: &'static str = concat!(
+		sql::select!(
+			", ended_at AS over_at",
+			"WHERE host = ?1 AND ended_at IS NOT NULL AND (ended_at, digest) < (?2, ?3)"
+		),
+		" UNION ALL ",
+		sql::select!(
+			", expires AS over_at",
+			"WHERE host = ?1 AND ended_at IS NULL AND expires < ?5 AND (expires, digest) < (?2, ?3)"
+		),
+		" ORDER BY over_at DESC, digest DESC LIMIT ?4"
+	);
 
 	fn query(
 		&mut self,
@@ -141,19 +148,6 @@ impl Engine for Sqlite<'_> {
 		Ok(())
 	}
 }
-
-const HISTORY_PART: &str = concat!(
-	sql::select!(
-		", ended_at AS over_at",
-		"WHERE host = ?1 AND ended_at IS NOT NULL AND (ended_at, digest) < (?2, ?3)"
-	),
-	" UNION ALL ",
-	sql::select!(
-		", expires AS over_at",
-		"WHERE host = ?1 AND ended_at IS NULL AND expires < ?5 AND (expires, digest) < (?2, ?3)"
-	),
-	" ORDER BY over_at DESC, digest DESC LIMIT ?4"
-);
 
 fn engine(error: rusqlite::Error) -> TxError {
 	TxError::Engine(Box::new(error))

@@ -641,7 +641,7 @@ fn what_is_asked_of_few_invites_is_found_by_an_index_and_not_by_reading_all() {
 		sql::OPEN_OF_USER,
 		sql::OPEN_PART,
 		sql::OVER,
-		HISTORY_PART,
+		Sqlite::HISTORY_PART,
 	] {
 		let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {statement}")).unwrap();
 		for parameter in 1..=plan.parameter_count() {
