@@ -302,6 +302,66 @@ mod tests {
 		}
 	}
 
+	/// Loses the answer to a write that it is told to lose.
+	#[derive(Default)]
+	struct Forgetful(MemoryStore, std::sync::atomic::AtomicBool);
+
+	impl Forgetful {
+		fn lose_the_next(&self) {
+			self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+		}
+	}
+
+	impl Store for Forgetful {
+		fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+			self.0.read(doing, host, work)
+		}
+
+		fn write(
+			&self,
+			doing: &'static str,
+			host: &str,
+			locks: &[Lock<'_>],
+			work: Work<'_>,
+		) -> Result<(), StoreError> {
+			self.0.write(doing, host, locks, work)?;
+			if self.1.swap(false, std::sync::atomic::Ordering::SeqCst) {
+				let source = "the answer was lost".into();
+				return Err(StoreError::Unavailable { problem: doing.to_owned(), source });
+			}
+			Ok(())
+		}
+
+		fn health(&self, host: &str, now: Timestamp) -> Vec<crate::check::Finding> {
+			self.0.health(host, now)
+		}
+	}
+
+	#[test]
+	fn a_claim_whose_answer_was_lost_goes_with_whatever_is_written_next() {
+		let store = Arc::new(Forgetful::default());
+		let invites = Invites::new("example.com".to_owned(), Arc::clone(&store) as _);
+		let (token, other) = (saved(&invites, account()), saved(&invites, account()));
+		let lose_a_claim = || {
+			store.lose_the_next();
+			let lost = invites.claim(attempt(&token, "bob"), None, NOW);
+			assert_eq!(condition(lost), "internal-server-error");
+			assert_eq!(invites.claims().unwrap().len(), 1);
+		};
+		lose_a_claim();
+		invites.set_paused(&other.digest(), true).unwrap();
+		assert_eq!(invites.claims().unwrap(), []);
+		lose_a_claim();
+		invites.clone().release_left().unwrap();
+		assert_eq!(invites.claims().unwrap(), []);
+		lose_a_claim();
+		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap().unwrap();
+		store.lose_the_next();
+		assert_eq!(condition(invites.release(&nonce)), "internal-server-error");
+		assert!(invites.claim(attempt(&token, "bob"), None, NOW).is_ok(), "it is released all the same");
+		assert_eq!(invites.orphans().len(), 0);
+	}
+
 	#[test]
 	fn a_token_is_good_until_it_is_redeemed() {
 		let invites = invites();
