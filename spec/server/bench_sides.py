@@ -384,7 +384,7 @@ class BareLibpq(Side):
             "token": "'made' || :i", "digest": "sha256(convert_to('made' || :i, 'UTF8'))",
             "expires": str(int(time.time()) + WEEK),
         }
-        insert = _postgres_statement("CREATE")
+        insert = _postgres_statement("INSERT")
         columns = insert.partition("(")[2].partition(")")[0].split(", ")
         values = [made.get(column, _literal(model[column])) for column in columns]
         find = _postgres_statement("FIND")
@@ -398,7 +398,7 @@ class BareLibpq(Side):
     def run(self, operation: str, number: int) -> Microseconds:
         upto, statement, values = self._scripts[operation]
         script, log = self._scratch / "script.sql", self._scratch / "log"
-        text = re.sub(r"\$(\d+)", lambda place: values[int(place[1]) - 1], statement)
+        text = re.sub(r"\?(\d+)", lambda place: values[int(place[1]) - 1], statement)
         script.write_text(f"\\set i random(1, {upto})\n{text};\n")
         postgres = self._ours.postgres
         subprocess.run(
@@ -417,11 +417,12 @@ class BareLibpq(Side):
 
 
 def _postgres_statement(name: str) -> str:
-    source = (CHECKOUT / "src" / "store" / "postgres" / "statements.rs").read_text()
-    found = re.search(rf'const {name}: &str =\s*"(.*?)";', source, re.DOTALL)
-    if not found:
-        raise Void(f"the store on PostgreSQL has no statement {name}")
-    return re.sub(r"\\\n\s*", "", found[1])
+    source = (CHECKOUT / "src" / "store" / "sql.rs").read_text()
+    found = re.search(rf'const {name}: &str =\s*(\w+)!\(\s*"(.*?)"\s*\);', source, re.DOTALL)
+    macro = found and re.search(rf"macro_rules! {found[1]} {{(.*?)\n}}", source, re.DOTALL)
+    if not macro:
+        raise Void(f"the stores have no statement {name}")
+    return re.sub(r"\\\n\s*", "", "".join(re.findall(r'"(.*?)"', macro[1], re.DOTALL)) + found[2])
 
 
 def _literal(value: object) -> str:

@@ -14,6 +14,21 @@ use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::Fields;
 
+/// Every schema of SQLite's there was; the database's `user_version` says how many of them it has seen.
+pub(super) const SQLITE_MIGRATIONS: [&str; 3] = [
+	include_str!("sqlite/1_invites.sql"),
+	concat!(include_str!("sqlite/2_history.sql"), include_str!("sqlite/2_inviters.sql")),
+	include_str!("sqlite/3_contacts.sql"),
+];
+
+/// Every schema of PostgreSQL's; the newest version in the table `migration` says how many of them the database has seen.
+#[cfg(feature = "postgres")]
+pub(super) const POSTGRESQL_MIGRATIONS: [&str; 3] = [
+	include_str!("postgres/1_invites.sql"),
+	include_str!("postgres/2_contacts.sql"),
+	include_str!("postgres/3_outcome.sql"),
+];
+
 /// What [`read_invite`] reads.
 macro_rules! select {
 	($rest:literal) => {

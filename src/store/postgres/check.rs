@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::PostgresStore;
-use super::connection::MIGRATIONS;
 use crate::check::Finding;
 use crate::clock::{Stopwatch, Timestamp};
+use crate::store::sql::POSTGRESQL_MIGRATIONS as MIGRATIONS;
 
 const LOOK: &str = "SELECT current_setting('server_version') AS server_version, \
 	current_setting('transaction_read_only') = 'on' AS is_read_only, \

@@ -27,12 +27,8 @@ use super::address::Address;
 use super::message::{Message, exchange};
 use crate::clock::Stopwatch;
 use crate::signals;
-use crate::store::sql::{Locked, Param};
+use crate::store::sql::{Locked, POSTGRESQL_MIGRATIONS as MIGRATIONS, Param};
 use crate::store::{StoreError, TxError};
-
-/// Every schema there was; the newest version in the table `migration` says how many of them the database has seen.
-pub(super) const MIGRATIONS: [&str; 3] =
-	[include_str!("1_invites.sql"), include_str!("2_contacts.sql"), include_str!("3_outcome.sql")];
 
 const SESSION: &str = include_str!("session.sql");
 

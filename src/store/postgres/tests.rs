@@ -1,7 +1,7 @@
 //! What PostgreSQL adds to the promises that every store keeps. What it does in a running Prosody is tested in
 //! `spec/server/test_postgresql.py`.
 
-use super::connection::MIGRATIONS;
+use super::sql::POSTGRESQL_MIGRATIONS as MIGRATIONS;
 use super::*;
 use crate::clock::Stopwatch;
 use crate::invite::Type;

@@ -13,14 +13,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::checkpoint::Checkpointer;
 use super::files::{self, Files};
+use crate::store::sql::SQLITE_MIGRATIONS as MIGRATIONS;
 use crate::store::{StoreError, TxError};
-
-/// Every schema there was; the database's `user_version` says how many of them it has seen.
-pub(super) const MIGRATIONS: [&str; 3] = [
-	include_str!("1_invites.sql"),
-	concat!(include_str!("2_history.sql"), include_str!("2_inviters.sql")),
-	include_str!("3_contacts.sql"),
-];
 
 /// What every connection sets.
 const CONNECTION: &str = include_str!("connection.sql");

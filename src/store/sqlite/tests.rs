@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connection::{MIGRATIONS, is_current, version};
+use super::connection::{is_current, version};
+use super::sql::SQLITE_MIGRATIONS as MIGRATIONS;
 use super::*;
 use crate::invite::Type;
 use crate::redemption::{Purpose, Redeemed};
