@@ -257,10 +257,9 @@ impl Postgres<'_, '_> {
 	/// Begins a transaction that takes locks first.
 	fn begin(&mut self, text: &'static str, keys: &[i64]) -> Result<(), TxError> {
 		self.waiting.push(Message::Text(text));
-		if !keys.is_empty() {
+		for key in keys {
 			let lock = self.wire.statement(LOCK, Locked::Read)?;
-			let lock = |key: &i64| Message::prepared(lock.clone(), &[(*key).into()]);
-			self.waiting.extend(keys.iter().map(lock));
+			self.waiting.push(Message::prepared(lock, &[(*key).into()]));
 		}
 		Ok(())
 	}
@@ -282,8 +281,7 @@ impl Postgres<'_, '_> {
 			self.send()?;
 		}
 		self.waiting.push(Message::Text("COMMIT"));
-		self.send()?;
-		Ok(())
+		self.send().map(drop)
 	}
 
 	fn send(&mut self) -> Result<Vec<Vec<Row>>, Trouble> {
