@@ -268,8 +268,8 @@ impl Postgres<'_, '_> {
 	fn end(&mut self, worked: Result<(), TxError>) -> Result<(), Trouble> {
 		if let Err(error) = worked {
 			if self.is_open {
-				// Of no use where the connection is lost, and then the next statement says so as well.
-				self.wire.exchange(vec![Message::Text("ROLLBACK")]).ok();
+				// Where even this cannot be said, the connection is of no use any more.
+				self.wire.exchange(vec![Message::Text("ROLLBACK")])?;
 			}
 			return Err(error.into());
 		}
