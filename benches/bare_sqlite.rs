@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use prosody_invites::clock::{self, Timestamp};
 use prosody_invites::store::sqlite::{
-	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN, OPEN_OF_USER, REDEMPTION, TAKE_CLAIM, UPDATE,
+	BOUND, BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN, REDEMPTION, TAKE_CLAIM, UPDATE,
 };
 use prosody_invites::token::{Digest, Nonce, Token};
 use rusqlite::types::Value;
@@ -189,10 +189,7 @@ impl Bare {
 		self.connection.prepare_cached(CLAIMS)?.query_map(host, read_all)?.collect::<Result<(), _>>()?;
 		if let Some(username) = username {
 			let params = params![HOST, username];
-			self.connection
-				.prepare_cached(OPEN_OF_USER)?
-				.query_map(params, read_all)?
-				.collect::<Result<(), _>>()?;
+			self.connection.prepare_cached(BOUND)?.query_map(params, read_all)?.collect::<Result<(), _>>()?;
 		}
 		self.find(digest).map(|_| ())
 	}

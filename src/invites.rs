@@ -11,15 +11,19 @@ mod finding;
 mod making;
 mod redeeming;
 
+pub use self::ending::{Ended, EndedMore};
+
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::clock::Timestamp;
+use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
-use crate::redemption::{Account, Purpose};
-use crate::store::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
+use crate::redemption::{Account, Purpose, supersedes};
+use crate::store::{Carries, Endings, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::token::{Digest, Nonce};
 use crate::value::MAX_ATTACHED;
 
@@ -122,7 +126,7 @@ impl Invites {
 		}
 	}
 
-	/// Does work of one verb that changes nothing.
+	/// Does work that changes nothing, and whose verbs need not see one moment.
 	fn look<T>(
 		&self,
 		doing: &'static str,
@@ -190,28 +194,77 @@ fn whole(invite: Invite) -> Result<Invite, TxError> {
 	}
 }
 
-fn invite(rows: &mut dyn Rows, digest: &Digest) -> Result<Option<Invite>, TxError> {
+/// An invite as it is stored. What the end of many covers is revoked all the same: it is for what does not look at that,
+/// or ends the invite itself.
+fn stored(rows: &mut dyn Rows, digest: &Digest) -> Result<Option<Invite>, TxError> {
 	rows.invite(digest)?.map(whole).transpose()
 }
 
-fn invites(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+/// Invites as they are stored, as of [`stored`].
+fn all_stored(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
 	rows.invites(pick, limit)?.into_iter().map(whole).collect()
 }
 
-fn peek(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+/// The same without a lock.
+fn peek_stored(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
 	rows.peek(pick, limit)?.into_iter().map(whole).collect()
 }
 
-/// Revokes what `which` picks of a user's open invites.
-fn revoke_open(
+/// An invite as it counts.
+fn invite(rows: &mut dyn Rows, digest: &Digest) -> Result<Option<Invite>, TxError> {
+	let mut found = stored(rows, digest)?;
+	apply_endings(rows, found.as_mut_slice())?;
+	Ok(found)
+}
+
+/// Invites as they count.
+fn invites(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+	let mut found = all_stored(rows, pick, limit)?;
+	apply_endings(rows, &mut found)?;
+	Ok(found)
+}
+
+/// The same without a lock.
+fn peek(rows: &mut dyn Rows, pick: Pick<'_>, limit: u32) -> Result<Vec<Invite>, TxError> {
+	let mut found = peek_stored(rows, pick, limit)?;
+	apply_endings(rows, &mut found)?;
+	Ok(found)
+}
+
+/// Has invites count as revoked that the end of many covers, whether or not its turn has come to be ended. An ending is
+/// removed a while after its last invite was ended, so it may be read after the invite.
+fn apply_endings(rows: &mut dyn Rows, found: &mut [Invite]) -> Result<(), TxError> {
+	let open = found.iter().filter(|invite| invite.ended_at.is_none());
+	let endings = endings_of(rows, open)?;
+	for invite in found {
+		for ending in &endings {
+			ending.end(invite);
+		}
+	}
+	Ok(())
+}
+
+/// The endings of all that some invites depend on.
+fn endings_of<'a>(
 	rows: &mut dyn Rows,
-	username: &str,
-	which: &dyn Fn(&Invite) -> bool,
-	why: &str,
-	now: Timestamp,
-) -> Result<Vec<Invite>, TxError> {
-	let mut revoked = invites(rows, Pick::OpenOfUser(username), u32::MAX)?;
-	revoked.retain_mut(|invite| which(invite) && invite.revoke(Some(why), None, now));
+	invites: impl Iterator<Item = &'a Invite>,
+) -> Result<Vec<Ending>, TxError> {
+	let names: BTreeSet<String> = invites.flat_map(Invite::depends_on).collect();
+	if names.is_empty() {
+		return Ok(Vec::new());
+	}
+	rows.endings(Endings::Of(&names.into_iter().collect::<Vec<_>>()))
+}
+
+/// Revokes the open invites whose place a new one takes, which are bound to the same name.
+fn revoke_superseded(rows: &mut dyn Rows, newer: &Invite, now: Timestamp) -> Result<Vec<Invite>, TxError> {
+	let Some(username) = newer.username.as_deref().filter(|_| newer.invite_type == Type::Register) else {
+		return Ok(Vec::new());
+	};
+	let mut revoked = invites(rows, Pick::Bound(username), u32::MAX)?;
+	revoked.retain_mut(|older| {
+		older.digest != newer.digest && supersedes(newer, older) && older.revoke(Some(SUPERSEDED), None, now)
+	});
 	rows.update(&revoked)?;
 	Ok(revoked)
 }

@@ -29,6 +29,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod duration;
+pub mod ending;
 pub mod error;
 pub mod invite;
 pub mod invites;

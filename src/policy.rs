@@ -125,6 +125,12 @@ impl Allowance {
 		}
 	}
 
+	/// As many open invites as decide anything; none if they do not count.
+	#[must_use]
+	pub fn max_open(&self) -> Option<u32> {
+		self.limits.iter().filter_map(|(_, limits)| limits.max_open).max()
+	}
+
 	/// How many entries [`Usage::newest`] needs.
 	#[must_use]
 	pub fn newest(&self) -> u32 {
@@ -135,7 +141,7 @@ impl Allowance {
 /// What a store reads for a decision, in the transaction in which it acts on it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-	/// The inviter's open invites.
+	/// The inviter's open invites, up to [`Allowance::max_open`].
 	pub open: u32,
 	/// When the inviter's newest invites were made, the newest first; as many as [`Allowance::newest`] says.
 	pub newest: Vec<Timestamp>,

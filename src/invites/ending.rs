@@ -3,19 +3,62 @@
 use std::collections::BTreeSet;
 use std::slice;
 
-use super::{
-	AtRest, Invites, SUPERSEDED, check_reason, invite, invites, last_of_full_page, peek, revoke_open,
-};
+use super::{AtRest, Invites, all_stored, check_reason, invite, last_of_full_page, revoke_superseded};
 use crate::clock::Timestamp;
+use crate::ending::{Ending, Scope, Tie};
 use crate::error::InviteError;
-use crate::invite::{Invite, Kind};
+use crate::invite::{Invite, Type};
 use crate::lineage::branch;
-use crate::redemption::supersedes;
-use crate::store::{Bundled, Lock, Members, Pick, StoreError, require};
+use crate::store::{Bundled, Endings, Lock, Members, Pick, Rows, StoreError, TxError, require};
 use crate::token::Digest;
 
 /// Why invites are revoked whose inviter, or whose account to be reset, is gone.
 pub(super) const ACCOUNT_GONE: &str = "the account that it depends on was deleted";
+
+const CHANGED: &str = "the password was changed";
+
+/// Invites that are ended in one transaction: others wait for it.
+const BATCH: usize = 50;
+
+/// Users whose invites begin to end in one transaction, and endings that one goes on with.
+const ENDINGS: usize = 100;
+const ENDINGS_AT_ONCE: u32 = 8;
+
+/// Why invites end, and by whom.
+#[derive(Clone, Copy)]
+struct Reason<'a> {
+	why: Option<&'a str>,
+	by: Option<&'a str>,
+}
+
+/// What became of the end of many: none of them is good any more.
+#[derive(Debug, Default)]
+pub struct Ended {
+	/// Those that were ended at once.
+	pub invites: Vec<Invite>,
+	/// What is under way for the others.
+	pub under_way: Vec<Ending>,
+}
+
+impl Ended {
+	/// How many were ended of users who have no others left.
+	#[must_use]
+	pub fn alone(&self) -> u32 {
+		let under_way: u32 = self.under_way.iter().map(|ending| ending.ended).sum();
+		u32::try_from(self.invites.len()).unwrap_or(u32::MAX).saturating_sub(under_way)
+	}
+}
+
+/// What became of a batch of them.
+#[derive(Debug, Default)]
+pub struct EndedMore {
+	/// Those that were ended.
+	pub invites: Vec<Invite>,
+	/// What is over now.
+	pub over: Vec<Ending>,
+	/// Whether there is more to do.
+	pub is_more: bool,
+}
 
 impl Invites {
 	/// Revokes an invite of any kind. The invite as it then is, or none if there was nothing to revoke.
@@ -37,38 +80,36 @@ impl Invites {
 		})?)
 	}
 
-	/// Revokes the open invites that depend on this account, which was deleted.
-	pub fn retire_depending(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
-		let which = |invite: &Invite| invite.depends_on().iter().any(|name| name == username);
-		let mut retired = self.revoke_of(username, &which, ACCOUNT_GONE, now)?;
-		retired.extend(self.revoke_inviter(username, false, Some(ACCOUNT_GONE), None, now)?);
-		Ok(retired)
-	}
-
-	/// Revokes the open password resets of this account.
-	pub fn retire_resets(&self, username: &str, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
-		let which = |invite: &Invite| invite.kind() == Kind::Reset;
-		Ok(self.revoke_of(username, &which, "the password was changed", now)?)
-	}
-
-	/// Revokes what `which` picks of a user's open invites: bound to the name, or by it as inviter.
-	pub(crate) fn revoke_of(
+	/// Revokes the open invites that depend on this account, which was deleted: now, or earlier, if nobody could be told
+	/// then.
+	pub fn retire_depending(
 		&self,
 		username: &str,
-		which: &dyn Fn(&Invite) -> bool,
-		why: &str,
+		earlier: Option<Timestamp>,
 		now: Timestamp,
-	) -> Result<Vec<Invite>, StoreError> {
-		let doing = "revoking the invites of a user";
-		// Most users have none.
-		let open = self.look(doing, |rows| peek(rows, Pick::OpenOfUser(username), u32::MAX))?;
-		if !open.iter().any(which) {
-			return Ok(Vec::new());
-		}
-		self.write(doing, &[], |rows| revoke_open(rows, username, which, why, now))
+	) -> Result<Ended, InviteError> {
+		let users = [username.to_owned()];
+		Ok(self.end_many(
+			&users,
+			Scope::Depending,
+			Reason { why: Some(ACCOUNT_GONE), by: None },
+			earlier,
+			now,
+		)?)
 	}
 
-	/// Revokes the open invites of an inviter, and of everybody in the inviter's branch if that is asked for, at once.
+	/// Revokes the open password resets of this account, whose password was changed: now, or earlier as above.
+	pub fn retire_resets(
+		&self,
+		username: &str,
+		earlier: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Ended, InviteError> {
+		let users = [username.to_owned()];
+		Ok(self.end_many(&users, Scope::Resets, Reason { why: Some(CHANGED), by: None }, earlier, now)?)
+	}
+
+	/// Revokes the open invites of an inviter, and of everybody in the inviter's branch if that is asked for.
 	pub fn revoke_inviter(
 		&self,
 		inviter: &str,
@@ -76,37 +117,116 @@ impl Invites {
 		why: Option<&str>,
 		by: Option<&str>,
 		now: Timestamp,
-	) -> Result<Vec<Invite>, InviteError> {
+	) -> Result<Ended, InviteError> {
 		check_reason(why, by)?;
-		let doing = "revoking the invites of an inviter";
-		// Most users have none.
-		let own = [inviter.to_owned()];
-		if !is_branch && self.look(doing, |rows| rows.peek(Pick::OpenOfInviters(&own), 1))?.is_empty() {
-			return Ok(Vec::new());
+		let branch = branch(inviter, |inviter| {
+			if is_branch { self.members(Members::BroughtBy(inviter)) } else { Ok(Vec::new()) }
+		})?;
+		let users: Vec<String> = branch.into_iter().map(|place| place.username).collect();
+		Ok(self.end_many(&users, Scope::Made, Reason { why, by }, None, now)?)
+	}
+
+	/// Ends the open invites of some users, a few at once. Where more are left, an [`Ending`] is stored with that, so that
+	/// none of them is good any more, and [`Self::end_more`] is to be called.
+	fn end_many(
+		&self,
+		users: &[String],
+		scope: Scope,
+		reason: Reason<'_>,
+		earlier: Option<Timestamp>,
+		now: Timestamp,
+	) -> Result<Ended, StoreError> {
+		let doing = "ending the invites of a user";
+		let of = |username: &String| Ending {
+			username: username.clone(),
+			scope,
+			at: earlier.unwrap_or(now),
+			made_until: earlier.unwrap_or(Timestamp::MAX),
+			why: reason.why.map(str::to_owned),
+			by: reason.by.map(str::to_owned),
+			ended: 0,
+			due: Ending::UNDER_WAY,
+		};
+		let mut done = Ended::default();
+		for users in users.chunks(ENDINGS) {
+			// Most users have none.
+			let endings = self.look(doing, |rows| {
+				let mut endings = Vec::new();
+				for ending in users.iter().map(of) {
+					if is_any_left(rows, &ending)? {
+						endings.push(ending);
+					}
+				}
+				Ok(endings)
+			})?;
+			if endings.is_empty() {
+				continue;
+			}
+			let left = self.batch().saturating_sub(done.invites.len());
+			let locks: Vec<Lock<'_>> = endings.iter().map(|ending| Lock::Inviter(&ending.username)).collect();
+			let begun = self.write(doing, &locks, |rows| {
+				let mut begun = Ended::default();
+				for ending in &endings {
+					let left = left.saturating_sub(begun.invites.len());
+					begin(rows, ending.clone(), earlier.is_none(), left, now, &mut begun)?;
+				}
+				Ok(begun)
+			})?;
+			done.invites.extend(begun.invites);
+			done.under_way.extend(begun.under_way);
+		}
+		Ok(done)
+	}
+
+	/// Invites that are ended at once. A store that keeps no history keeps no endings either, and forgets what is revoked.
+	fn batch(&self) -> usize {
+		if self.carries().history { BATCH } else { usize::MAX }
+	}
+
+	/// Goes on with the ends of many that are under way: ends a batch of invites.
+	pub fn end_more(&self, now: Timestamp) -> Result<EndedMore, InviteError> {
+		let doing = "ending the invites of a user";
+		// Nearly always there is none.
+		if self.look(doing, |rows| rows.endings(Endings::Due(now, 1)))?.is_empty() {
+			return Ok(EndedMore::default());
 		}
 		Ok(self.write(doing, &[], |rows| {
-			let inviters: Vec<String> = branch(inviter, |inviter| {
-				if is_branch { rows.members(Members::BroughtBy(inviter)) } else { Ok(Vec::new()) }
-			})?
-			.into_iter()
-			.map(|place| place.username)
-			.collect();
-			let open = rows.peek(Pick::OpenOfInviters(&inviters), u32::MAX)?;
-			let mut digests: Vec<Digest> = open.iter().map(|invite| invite.digest).collect();
-			// In one order, so that two who do this do not wait for each other.
-			digests.sort_unstable();
-			let mut revoked = invites(rows, Pick::These(&digests), u32::MAX)?;
-			revoked.retain_mut(|invite| invite.ended_at.is_none() && invite.revoke(why, by, now));
-			rows.update(&revoked)?;
-			Ok(revoked)
+			let mut more = EndedMore::default();
+			for mut ending in rows.endings(Endings::Due(now, ENDINGS_AT_ONCE))? {
+				let mut ended = end_batch(rows, &ending, BATCH.saturating_sub(more.invites.len()))?;
+				ending.ended = ending.ended.saturating_add(u32::try_from(ended.len()).unwrap_or(u32::MAX));
+				if is_any_left(rows, &ending)? {
+					ending.due = Ending::UNDER_WAY;
+					rows.put_ending(&ending)?;
+				} else if ending.due == Ending::UNDER_WAY || !ended.is_empty() {
+					ending.due = now.saturating_add(Ending::LINGER);
+					rows.put_ending(&ending)?;
+					more.over.push(ending);
+				} else {
+					rows.remove_ending(&ending)?;
+				}
+				more.invites.append(&mut ended);
+				if more.invites.len() >= BATCH {
+					break;
+				}
+			}
+			more.is_more = !rows.endings(Endings::Due(now, 1))?.is_empty();
+			Ok(more)
 		})?)
+	}
+
+	/// How many invites were ended of those that these users made, by what was under way until a minute ago.
+	pub fn ended_of(&self, inviters: &[String]) -> Result<u32, InviteError> {
+		let endings =
+			self.look("counting the invites of a user", |rows| rows.endings(Endings::Of(inviters)))?;
+		Ok(endings.iter().filter(|ending| ending.scope == Scope::Made).map(|ending| ending.ended).sum())
 	}
 
 	/// Pauses or resumes an invite. `false` if it has ended, or was so already.
 	pub fn set_paused(&self, digest: &Digest, paused: bool) -> Result<bool, InviteError> {
 		require(self.carries().pause, "a paused invite")?;
 		Ok(self.write("pausing or resuming an invite", &[], |rows| {
-			let Some(mut invite) = rows.invite(digest)? else { return Ok(false) };
+			let Some(mut invite) = invite(rows, digest)? else { return Ok(false) };
 			if invite.ended_at.is_some() || invite.paused == paused {
 				return Ok(false);
 			}
@@ -127,25 +247,20 @@ impl Invites {
 		let expires = ttl.map(|ttl| now.saturating_add(ttl));
 		let doing = "extending an invite";
 		// What has to be locked follows from what never changes.
-		let Some(Invite { username, .. }) = self.look(doing, |rows| rows.invite(digest))? else {
+		let Some(Invite { username, invite_type, .. }) = self.look(doing, |rows| rows.invite(digest))? else {
 			return Ok(None);
 		};
-		Ok(self.write(doing, username.as_deref().map(Lock::Name).as_slice(), |rows| {
+		let bound = username.as_deref().filter(|_| invite_type == Type::Register);
+		Ok(self.write(doing, bound.map(Lock::Name).as_slice(), |rows| {
 			// In the order of digests: the invite itself is one of them, or has ended.
-			let mut superseded = match &username {
-				Some(username) => invites(rows, Pick::OpenOfUser(username), u32::MAX)?,
-				None => Vec::new(),
-			};
+			if let Some(username) = bound {
+				rows.invites(Pick::Bound(username), u32::MAX)?;
+			}
 			let Some(mut invite) = invite(rows, digest)? else { return Ok(None) };
 			if !invite.extend(expires) {
 				return Ok(None);
 			}
-			superseded.retain_mut(|other| {
-				other.digest != *digest
-					&& supersedes(&invite, other)
-					&& other.revoke(Some(SUPERSEDED), None, now)
-			});
-			rows.update(&superseded)?;
+			let superseded = revoke_superseded(rows, &invite, now)?;
 			rows.update(slice::from_ref(&invite))?;
 			Ok(Some((invite, superseded)))
 		})?)
@@ -159,7 +274,7 @@ impl Invites {
 			return Ok(Vec::new());
 		}
 		Ok(self.write(doing, &[], |rows| {
-			let mut ended = invites(rows, Pick::Due(now), limit)?;
+			let mut ended = all_stored(rows, Pick::Due(now), limit)?;
 			for invite in &mut ended {
 				invite.ended_at = invite.expires;
 			}
@@ -225,11 +340,79 @@ impl Invites {
 			return Ok(next(&page));
 		}
 		self.write(doing, &[], |rows| {
-			let mut page = invites(rows, Pick::All(after), limit)?;
+			let mut page = all_stored(rows, Pick::All(after), limit)?;
 			let next = next(&page);
 			page.retain_mut(Invite::forget_token);
 			rows.update(&page)?;
 			Ok(next)
 		})
 	}
+}
+
+/// Begins the end of the invites of one user: ends up to `limit` of them, and stores it where others are left.
+fn begin(
+	rows: &mut dyn Rows,
+	mut ending: Ending,
+	covers_all: bool,
+	limit: usize,
+	now: Timestamp,
+	begun: &mut Ended,
+) -> Result<(), TxError> {
+	if covers_all {
+		// A clock may be ahead of ours, or set back: what is there was made before.
+		let newest = newest(rows, &ending)?;
+		ending.made_until = newest.map_or(now, |newest| newest.max(now));
+	}
+	let mut ended = end_batch(rows, &ending, limit)?;
+	if is_any_left(rows, &ending)? {
+		ending.ended = u32::try_from(ended.len()).unwrap_or(u32::MAX);
+		let known = rows.endings(Endings::Of(slice::from_ref(&ending.username)))?;
+		if let Some(other) = known.iter().find(|other| other.scope == ending.scope) {
+			ending.join(other);
+		}
+		rows.put_ending(&ending)?;
+		begun.under_way.push(ending);
+	}
+	begun.invites.append(&mut ended);
+	Ok(())
+}
+
+/// Ends up to `limit` of the invites that an ending covers, apart from those that somebody is about to redeem.
+fn end_batch(rows: &mut dyn Rows, ending: &Ending, limit: usize) -> Result<Vec<Invite>, TxError> {
+	let mut ended = Vec::new();
+	for tie in ending.ties() {
+		let left = u32::try_from(limit.saturating_sub(ended.len())).unwrap_or(u32::MAX);
+		if left == 0 {
+			break;
+		}
+		let mut picked = all_stored(rows, Pick::Tied(tie, ending.made_until), left)?;
+		picked.retain_mut(|invite| ending.end(invite));
+		// Before the next tie, which may be another one to the same invite.
+		rows.update(&picked)?;
+		ended.append(&mut picked);
+	}
+	Ok(ended)
+}
+
+fn is_any_left(rows: &mut dyn Rows, ending: &Ending) -> Result<bool, TxError> {
+	for tie in ending.ties() {
+		if !rows.peek(Pick::Tied(tie, ending.made_until), 1)?.is_empty() {
+			return Ok(true);
+		}
+	}
+	Ok(false)
+}
+
+/// When the newest of the invites was made that an ending is about.
+fn newest(rows: &mut dyn Rows, ending: &Ending) -> Result<Option<Timestamp>, TxError> {
+	let mut newest = None;
+	for tie in ending.ties() {
+		newest = newest.max(match tie {
+			Tie::MadeBy(username) => rows.newest_made(username, 1)?.first().copied(),
+			Tie::ContactOf(_) | Tie::ResetOf(_) => {
+				rows.peek(Pick::Tied(tie, Timestamp::MAX), 1)?.first().map(|invite| invite.created_at)
+			}
+		});
+	}
+	Ok(newest)
 }

@@ -1,6 +1,6 @@
 //! Finding invites, and what is known of them.
 
-use super::{AtRest, Invites, invite, last_of_full_page, peek};
+use super::{AtRest, Invites, apply_endings, invite, last_of_full_page, peek, peek_stored};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::error::InviteError;
@@ -108,6 +108,23 @@ impl Invites {
 		})?)
 	}
 
+	/// Invites of a part that follow `after`, and where to go on, unless those were the last.
+	pub(crate) fn listing(
+		&self,
+		part: Part,
+		after: &Position,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<(Vec<Invite>, Option<Position>), StoreError> {
+		self.look("listing invites", |rows| {
+			let mut page = peek_stored(rows, Pick::Part(part, after, now), limit)?;
+			// Where they stand does not depend on what is going to be ended.
+			let next = last_of_full_page(&page, limit).and_then(|invite| invite.position(part, now));
+			apply_endings(rows, &mut page)?;
+			Ok((page, next))
+		})
+	}
+
 	/// Invites that are picked, none of them locked.
 	pub(crate) fn page(
 		&self,
@@ -127,8 +144,7 @@ impl Invites {
 		limit: u32,
 		now: Timestamp,
 	) -> Result<(Vec<Invite>, Option<Position>), InviteError> {
-		let mut page = self.page("listing invites", Pick::Part(part, after, now), limit)?;
-		let next = last_of_full_page(&page, limit).and_then(|invite| invite.position(part, now));
+		let (mut page, next) = self.listing(part, after, limit, now)?;
 		page.retain(|invite| filter.picks(invite, part, now));
 		Ok((page, next))
 	}

@@ -2,14 +2,15 @@
 
 use std::borrow::Cow;
 
-use super::{Invites, Request, SUPERSEDED, keep_member, revoke_open};
+use super::{Invites, Request, endings_of, keep_member, revoke_superseded};
 use crate::clock::Timestamp;
+use crate::ending::{Ending, Scope};
 use crate::error::InviteError;
-use crate::invite::Invite;
+use crate::invite::{Invite, Type};
 use crate::lineage::{Birth, Member};
 use crate::policy::{Allowance, Usage, decide_creation};
-use crate::redemption::{Account, Redemption, supersedes};
-use crate::store::{Lock, Record, Rows, StoreError, TxError, require};
+use crate::redemption::{Account, Redemption};
+use crate::store::{Endings, Lock, Record, Rows, StoreError, TxError, require};
 use crate::token::Token;
 
 const STORING: &str = "storing an invite";
@@ -47,16 +48,29 @@ impl Invites {
 	pub fn save(&self, invite: &Invite) -> Result<Vec<Invite>, InviteError> {
 		let invite = &*self.at_rest(invite);
 		self.carries().admit(invite)?;
-		if let Some(username) = &invite.username {
-			return Ok(self.write(STORING, &[Lock::Name(username)], |rows| create(rows, invite))?);
+		if let Some(lock) = lock_of(invite) {
+			return Ok(self.write(STORING, &[lock], |rows| create(rows, invite))?);
 		}
 		// Nothing can be superseded.
-		if self.store.insert_one(STORING, invite)? { Ok(Vec::new()) } else { Err(StoreError::Exists.into()) }
+		let invite = if invite.depends_on().is_empty() {
+			Cow::Borrowed(invite)
+		} else {
+			self.look(STORING, |rows| made_now(rows, invite))?
+		};
+		if self.store.insert_one(STORING, &invite)? { Ok(Vec::new()) } else { Err(StoreError::Exists.into()) }
 	}
 
 	/// Stores many prepared invites in one transaction. None of them is bound to a username: these take the place of others.
 	pub fn save_all(&self, invites: &[Record]) -> Result<(), InviteError> {
-		if self.import(invites)? < invites.len() {
+		let made = self.look(STORING, |rows| {
+			let endings = endings_of(rows, invites.iter().map(|record| &record.invite))?;
+			let now = |record: &Record| Record {
+				invite: later(&endings, &record.invite).into_owned(),
+				redemptions: record.redemptions.clone(),
+			};
+			Ok((!endings.is_empty()).then(|| invites.iter().map(now).collect::<Vec<_>>()))
+		})?;
+		if self.import(made.as_deref().unwrap_or(invites))? < invites.len() {
 			return Err(StoreError::Exists.into());
 		}
 		Ok(())
@@ -77,9 +91,7 @@ impl Invites {
 
 	/// What [`decide_creation`] needs to know of an inviter, for an invite that is not made.
 	pub(crate) fn usage(&self, allowance: &Allowance, now: Timestamp) -> Result<Usage, StoreError> {
-		self.look("counting the invites of a user", |rows| {
-			rows.usage(&allowance.inviter, allowance.newest(), now)
-		})
+		self.look("counting the invites of a user", |rows| usage(rows, allowance, now))
 	}
 
 	/// Stores a prepared invite for somebody with limits, as [`Invites::save`] does without.
@@ -89,13 +101,12 @@ impl Invites {
 	pub fn save_within(&self, invite: &Invite, allowance: &Allowance) -> Result<Vec<Invite>, InviteError> {
 		let invite = &*self.at_rest(invite);
 		self.carries().admit(invite)?;
-		let mut locks: Vec<Lock<'_>> = invite.username.as_deref().map(Lock::Name).into_iter().collect();
+		let mut locks: Vec<Lock<'_>> = lock_of(invite).into_iter().collect();
 		locks.push(Lock::Inviter(&allowance.inviter));
 		// Made invites are counted up to the moment at which this one is.
 		let now = invite.created_at;
 		let saved = self.write(STORING, &locks, |rows| {
-			let usage = rows.usage(&allowance.inviter, allowance.newest(), now)?;
-			match decide_creation(invite, allowance, &usage, now) {
+			match decide_creation(invite, allowance, &usage(rows, allowance, now)?, now) {
 				Ok(()) => create(rows, invite).map(Ok),
 				Err(reached) => Ok(Err(reached)),
 			}
@@ -143,14 +154,44 @@ impl Invites {
 	}
 }
 
+/// What a new invite locks: the name that it is bound to, if any, for others may be bound to it.
+fn lock_of(invite: &Invite) -> Option<Lock<'_>> {
+	invite.username.as_deref().filter(|_| invite.invite_type == Type::Register).map(Lock::Name)
+}
+
+/// What [`decide_creation`] needs to know of an inviter. No more is counted than decides.
+fn usage(rows: &mut dyn Rows, allowance: &Allowance, now: Timestamp) -> Result<Usage, TxError> {
+	let mut usage = Usage::default();
+	if let Some(most) = allowance.max_open() {
+		let endings = rows.endings(Endings::Of(std::slice::from_ref(&allowance.inviter)))?;
+		// What these cover is not open any more.
+		let made = endings.iter().filter(|ending| ending.scope != Scope::Resets);
+		let after = made.map(|ending| ending.made_until).max();
+		usage.open = rows.count_made(&allowance.inviter, after, most, now)?;
+	}
+	if allowance.newest() > 0 {
+		usage.newest = rows.newest_made(&allowance.inviter, allowance.newest())?;
+	}
+	Ok(usage)
+}
+
+/// A new invite, made later than those that an ending covers: who has the name now is not who had it then.
+fn made_now<'a>(rows: &mut dyn Rows, invite: &'a Invite) -> Result<Cow<'a, Invite>, TxError> {
+	let endings = endings_of(rows, std::iter::once(invite))?;
+	Ok(later(&endings, invite))
+}
+
+fn later<'a>(endings: &[Ending], invite: &'a Invite) -> Cow<'a, Invite> {
+	let about = endings.iter().filter(|ending| ending.covers(invite));
+	match about.map(|ending| ending.made_until).max() {
+		Some(until) => Cow::Owned(Invite { created_at: until.saturating_add(1), ..invite.clone() }),
+		None => Cow::Borrowed(invite),
+	}
+}
+
 /// Keeps a new invite, and revokes those that it supersedes, which it returns.
 fn create(rows: &mut dyn Rows, invite: &Invite) -> Result<Vec<Invite>, TxError> {
-	let superseded = match &invite.username {
-		Some(username) => {
-			let which = |older: &Invite| supersedes(invite, older);
-			revoke_open(rows, username, &which, SUPERSEDED, invite.created_at)?
-		}
-		None => Vec::new(),
-	};
+	let invite = &*made_now(rows, invite)?;
+	let superseded = revoke_superseded(rows, invite, invite.created_at)?;
 	if rows.insert(&[invite])? == [true] { Ok(superseded) } else { Err(StoreError::Exists.into()) }
 }

@@ -4,7 +4,7 @@ use std::slice;
 
 use super::ending::ACCOUNT_GONE;
 use super::finding::check;
-use super::{Attempt, Invites, Orphan, boot, cut, invite, keep_member, peek};
+use super::{Attempt, Invites, Orphan, apply_endings, boot, cut, keep_member, peek, stored};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind};
@@ -124,7 +124,8 @@ impl Invites {
 		now: Timestamp,
 	) -> Result<View, TxError> {
 		// Locked before its claims are read: from now on nobody makes one. What is attached to it decides nothing.
-		let invite = rows.invite(&claim.digest)?;
+		let mut invite = rows.invite(&claim.digest)?;
+		apply_endings(rows, invite.as_mut_slice())?;
 		if !released.is_empty() {
 			rows.take_claims(released)?;
 		}
@@ -223,9 +224,10 @@ impl Invites {
 		now: Timestamp,
 	) -> Result<Redeemed, StoreError> {
 		self.write(REDEEMING, &[], |rows| {
-			let found = invite(rows, digest)?;
+			// Whatever ends it.
+			let found = stored(rows, digest)?;
 			if let Some(claim) = rows.take_claims(slice::from_ref(nonce))?.pop() {
-				let claimed = if claim.digest == *digest { found } else { invite(rows, &claim.digest)? };
+				let claimed = if claim.digest == *digest { found } else { stored(rows, &claim.digest)? };
 				return Ok(match claimed {
 					Some(invite) => Redeemed::Now(record_use(rows, invite, &claim, source, now)?),
 					None => Redeemed::Lost,
@@ -376,7 +378,7 @@ fn view_name(
 		|claim: &&Claim| claim.purpose == Purpose::Account && claim.invitee.as_deref() == Some(username);
 	Ok(View {
 		claims_on_name: claims.iter().filter(is_on_name).cloned().collect(),
-		is_reserved: peek(rows, Pick::OpenOfUser(username), u32::MAX)?
+		is_reserved: peek(rows, Pick::Bound(username), u32::MAX)?
 			.iter()
 			.any(|invite| Some(&invite.digest) != except && reserves(invite, username, now)),
 		..View::default()

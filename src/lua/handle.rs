@@ -28,7 +28,9 @@
 //! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
 //! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
-//! | `retire_depending(username)`, `retire_resets(username)`, `end_expired()` | list of summaries |
+//! | `retire_depending(username, at)`, `retire_resets(username, at)` | list of summaries, and whether there are more that are not good any more either and are ended by `end_more`; `at`: the time of what was not told then, else nil |
+//! | `end_more()` | list of summaries; list of `{ username, scope, ended }` of what is over now, `scope` being `"made"`, `"depending"` or `"reset"`; and whether there is more to do |
+//! | `end_expired()` | list of summaries |
 //! | `forget_tokens(after)` | what to pass as `after` to go on, or `nil` if the store has no token left that it is not to keep |
 //! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
 //!
@@ -53,9 +55,10 @@ use super::table::{Seconds, claims, describe, limit, summary, take_over, validat
 use super::value::shown;
 use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock::{self, Timestamp};
+use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type, local_user};
-use crate::invites::{Attempt, Invites, Request};
+use crate::invites::{Attempt, Ended, Invites, Request};
 use crate::pasted::{self, Pasted};
 use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Purpose};
@@ -119,6 +122,9 @@ type Saved = (Vec<&'static str>, Vec<Table>, Option<Table>);
 
 /// An invite table, the usernames of the accounts that it depends on, if any, and whether it resets a password.
 type Validated = (Table, Option<Vec<String>>, bool);
+
+/// Summaries, what is over, and whether there is more to do.
+type EndedMore = (Vec<Table>, Vec<Table>, bool);
 
 /// Invite tables, and what to pass as `after` for more, if there is more.
 type Page = (Vec<Table>, Option<BString>);
@@ -592,6 +598,36 @@ impl Handle {
 		}
 	}
 
+	fn ended(
+		&self,
+		lua: &Lua,
+		ended: Result<Ended, InviteError>,
+	) -> LuaResult<Result<(Vec<Table>, bool), Failure>> {
+		match ended {
+			Ok(ended) => {
+				let is_more = !ended.under_way.is_empty();
+				Ok(self.summaries(lua, Ok(ended.invites))?.map(|summaries| (summaries, is_more)))
+			}
+			Err(error) => Ok(Err(error.into())),
+		}
+	}
+
+	fn end_more(&self, lua: &Lua) -> LuaResult<Result<EndedMore, Failure>> {
+		let more = match self.invites.end_more(clock::now()) {
+			Ok(more) => more,
+			Err(error) => return Ok(Err(error.into())),
+		};
+		let describe = |ending: Ending| {
+			let table = lua.create_table()?;
+			table.raw_set("username", ending.username)?;
+			table.raw_set("scope", ending.scope.as_str())?;
+			table.raw_set("ended", ending.ended)?;
+			Ok(table)
+		};
+		let over = more.over.into_iter().map(describe).collect::<LuaResult<Vec<Table>>>()?;
+		Ok(self.summaries(lua, Ok(more.invites))?.map(|summaries| (summaries, over, more.is_more)))
+	}
+
 	fn pending_invites(
 		&self,
 		lua: &Lua,
@@ -795,12 +831,13 @@ impl UserData for Handle {
 				outcome(this.revoke(lua, &token, why.as_deref(), by.as_deref()))
 			},
 		);
-		methods.add_method("retire_depending", |lua, this, username: String| {
-			outcome(this.summaries(lua, this.invites.retire_depending(&username, clock::now())))
+		methods.add_method("retire_depending", |lua, this, (username, at): (String, Option<Timestamp>)| {
+			outcome(this.ended(lua, this.invites.retire_depending(&username, at, clock::now())))
 		});
-		methods.add_method("retire_resets", |lua, this, username: String| {
-			outcome(this.summaries(lua, this.invites.retire_resets(&username, clock::now())))
+		methods.add_method("retire_resets", |lua, this, (username, at): (String, Option<Timestamp>)| {
+			outcome(this.ended(lua, this.invites.retire_resets(&username, at, clock::now())))
 		});
+		methods.add_method("end_more", |lua, this, ()| outcome(this.end_more(lua)));
 		methods.add_method("end_expired", |lua, this, ()| {
 			outcome(this.summaries(lua, this.invites.end_expired(BATCH, clock::now())))
 		});

@@ -14,7 +14,8 @@
 //! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
 //! | `purge(age, limit, read_bundled)` | how many invites were removed, at most so many, and whether there may be more; `read_bundled()` returns what `import_bundled` takes, or nil where it cannot be read |
 //! | `why { token, purpose, invitee, depends_on }` | `true` if the attempt would succeed; nothing is changed |
-//! | `revoke_inviter(username, is_branch, why, by)` | list of summaries |
+//! | `revoke_inviter(username, is_branch, why, by)` | list of summaries; and, where there are more that are not good any more either and are ended by `end_more`, a list of their inviters, and how many of the summaries are of others |
+//! | `ended_of(inviters)` | how many invites of these inviters have been ended by now |
 //! | `branch(username)` | list of `{ username, depth, inviter, joined_at }`, the user first and after everybody those whom they brought |
 //! | `tree_text(username, { json, accounts })` | lines; `accounts` is the state of each account of the branch, by username |
 //! | `import_lineage(entries)` | how many were new; an entry is `{ username, source, token, joined_at }`, and counts if the source is a local user |
@@ -35,6 +36,7 @@ use super::{Failure, Outcome, outcome, set_some};
 use crate::clock::{self, Timestamp};
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, local_user};
+use crate::invites::Ended;
 use crate::lifecycle::State;
 use crate::lineage::{Member, Place};
 use crate::listing::{Filter, Part, Position};
@@ -59,6 +61,9 @@ type Summaries = (Vec<Table>, Option<BString>);
 
 /// Summary of an invite or `false`, and summaries of those that it took the place of.
 type Extended = (Value, Option<Vec<Table>>);
+
+/// Summaries, the inviters of what is still to be ended, and how many of the summaries are of others.
+type Revoked = (Vec<Table>, Option<Vec<String>>, u32);
 
 /// Lines to print, where the next page begins, and how many invites are in them.
 type TextPage = (BString, Option<BString>, u32);
@@ -228,6 +233,17 @@ impl Handle {
 			Ok(None) => Ok(Ok((Value::Boolean(false), None))),
 			Err(error) => Ok(Err(error.into())),
 		}
+	}
+
+	fn revoked(&self, lua: &Lua, ended: Result<Ended, InviteError>) -> LuaResult<Result<Revoked, Failure>> {
+		let ended = match ended {
+			Ok(ended) => ended,
+			Err(error) => return Ok(Err(error.into())),
+		};
+		let alone = ended.alone();
+		let inviters: Vec<String> = ended.under_way.into_iter().map(|ending| ending.username).collect();
+		let under_way = (!inviters.is_empty()).then_some(inviters);
+		Ok(self.summaries(lua, Ok(ended.invites))?.map(|summaries| (summaries, under_way, alone)))
 	}
 
 	fn branch(&self, lua: &Lua, username: &str) -> LuaResult<Result<Vec<Table>, Failure>> {
@@ -414,9 +430,12 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 				by.as_deref(),
 				clock::now(),
 			);
-			outcome(this.summaries(lua, revoked))
+			outcome(this.revoked(lua, revoked))
 		},
 	);
+	methods.add_method("ended_of", |_, this, inviters: Vec<String>| {
+		Ok(Outcome(this.invites.ended_of(&inviters).map_err(Failure::from)))
+	});
 	methods.add_method("branch", |lua, this, username: String| outcome(this.branch(lua, &username)));
 	methods.add_method("tree_text", |_, this, (username, options): (String, Table)| {
 		outcome(this.tree_text(&username, &options))

@@ -9,6 +9,7 @@
 #[cfg(test)]
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Bundled, Carries, Members, Pick, Record, Store, StoreError};
@@ -16,9 +17,11 @@ use super::{Bundled, Carries, Members, Pick, Record, Store, StoreError};
 use super::{Lock, Work};
 use crate::check::{Finding, Level};
 use crate::clock::Timestamp;
+use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
-use crate::invites::Invites;
+use crate::invites::{EndedMore, Invites};
+use crate::lifecycle::State;
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, Inviter, LimitReached, Limits, Policy, Reason, Usage};
@@ -144,15 +147,19 @@ pub(crate) trait Uses {
 		self.of(host).revoke(digest, why, by, now).map_err(of_store)
 	}
 
+	/// Ends what depends on an account, a batch of it.
 	fn retire(
 		&self,
 		host: &str,
 		username: &str,
-		which: &dyn Fn(&Invite) -> bool,
-		why: &str,
+		earlier: Option<Timestamp>,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.of(host).revoke_of(username, which, why, now)
+		Ok(self.of(host).retire_depending(username, earlier, now).map_err(of_store)?.invites)
+	}
+
+	fn retire_resets(&self, host: &str, username: &str, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
+		Ok(self.of(host).retire_resets(username, None, now).map_err(of_store)?.invites)
 	}
 
 	fn retire_inviter(
@@ -164,7 +171,15 @@ pub(crate) trait Uses {
 		by: Option<&str>,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.of(host).revoke_inviter(inviter, is_branch, why, by, now).map_err(of_store)
+		Ok(self.of(host).revoke_inviter(inviter, is_branch, why, by, now).map_err(of_store)?.invites)
+	}
+
+	fn end_more(&self, host: &str, now: Timestamp) -> Result<EndedMore, StoreError> {
+		self.of(host).end_more(now).map_err(of_store)
+	}
+
+	fn pending(&self, host: &str, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
+		Ok(self.of(host).pending(None, 1000, now).map_err(of_store)?.0)
 	}
 
 	fn made_by(&self, host: &str, inviter: &str) -> Result<Vec<Invite>, StoreError> {
@@ -218,7 +233,7 @@ pub(crate) trait Uses {
 		limit: u32,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		self.of(host).page("listing invites", Pick::Part(part, after, now), limit)
+		Ok(self.of(host).listing(part, after, limit, now)?.0)
 	}
 
 	fn count_open(
@@ -344,7 +359,10 @@ macro_rules! promises {
 			a_stale_claim_is_told_and_its_release_spares_a_renewed_one,
 			an_unknown_token_is_neither_redeemed_nor_revoked,
 			what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation,
-			retiring_takes_what_is_picked_of_one_user_alone,
+			retiring_takes_what_depends_on_one_user_alone,
+			the_end_of_many_begins_at_once_and_each_is_ended_once,
+			an_end_that_is_told_late_spares_what_was_made_since,
+			a_branch_of_many_is_revoked_at_once,
 			a_pause_keeps_others_out_until_it_ends,
 			who_brought_an_account_is_known_and_the_last_registration_counts,
 			a_branch_is_revoked_at_once_and_nobody_elses_invites,
@@ -541,7 +559,7 @@ pub(crate) fn hosts_do_not_see_each_others_invites(store: &dyn Uses) {
 	assert_eq!(store.find(&there.host, &there.digest).unwrap(), None);
 	assert_eq!(store.claim(&claim_there, None, NOW).unwrap(), Err(Refusal::Invalid));
 	assert_eq!(store.revoke(&there.host, &there.digest, None, None, NOW).unwrap(), None);
-	assert_eq!(store.retire(&there.host, "jörg", &|_| true, "", NOW).unwrap(), []);
+	assert_eq!(store.retire(&there.host, "jörg", None, NOW).unwrap(), []);
 	assert_eq!(store.end_expired(&there.host, 10, NOW + 61).unwrap(), []);
 	store.create(&there).unwrap();
 	store.claim(&claim_there, None, NOW).unwrap().unwrap();
@@ -640,8 +658,13 @@ pub(crate) fn the_invites_of_an_inviter_are_counted(store: &dyn Uses) {
 	}
 	assert!(redeem_once(store, &used));
 	store.revoke(&revoked.host, &revoked.digest, None, None, NOW).unwrap().unwrap();
-	let usage = |newest, now| store.usage("example.com", &allowance("juliet", 1, newest), now).unwrap();
+	let usage = |newest, now| store.usage("example.com", &allowance("juliet", 9, newest), now).unwrap();
 	assert_eq!([usage(1, NOW + 5).open, usage(1, NOW + 6).open], [3, 2]);
+	assert_eq!(
+		store.usage("example.com", &allowance("juliet", 2, 1), NOW).unwrap().open,
+		2,
+		"enough to decide"
+	);
 	let all = if store.carries().history { [1, 2, 3, 4, 5].as_slice() } else { &[1, 2, 5] };
 	let made: Vec<_> = all.iter().map(|age| NOW - age).collect();
 	assert_eq!(usage(10, NOW).newest, made);
@@ -700,7 +723,8 @@ pub(crate) fn inviters_race(stores: &[&(impl Uses + Sync)]) {
 			}
 		});
 		assert_eq!(made.into_inner(), 10);
-		assert_eq!(stores[0].usage("example.com", &allowance, NOW).unwrap().open, 10);
+		let all = self::allowance(&inviter, 1000, 1);
+		assert_eq!(stores[0].usage("example.com", &all, NOW).unwrap().open, 10);
 	}
 }
 
@@ -975,24 +999,158 @@ pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(sto
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), ended(store, revoked));
 }
 
-pub(crate) fn retiring_takes_what_is_picked_of_one_user_alone(store: &dyn Uses) {
-	let of = |token: &str, username: &str, allow_registration| Invite {
+/// An invite that resets a password.
+pub(crate) fn reset(token: &str, username: &str) -> Invite {
+	let data = [(Value::text("allow_reset"), Value::text(username))].into_iter().collect();
+	let fields = [(Value::text("additional_data"), Value::Table(data))];
+	Invite { fields: fields.into_iter().collect(), ..bound(token, username) }
+}
+
+pub(crate) fn retiring_takes_what_depends_on_one_user_alone(store: &dyn Uses) {
+	let contact = |token: &str, username: &str| Invite {
 		username: Some(username.to_owned()),
-		allow_registration,
 		..sample("example.com", token)
 	};
-	let mine = [of("1", "juliet", true), of("2", "juliet", true), of("3", "juliet", false)];
-	let others = of("4", "romeo", true);
-	mine.iter().chain([&others]).for_each(|invite| assert_eq!(store.create(invite).unwrap(), []));
+	let mine = [contact("1", "juliet"), contact("2", "juliet"), made_by("juliet", "3"), reset("4", "juliet")];
+	let others = [contact("5", "romeo"), bound("6", "juliet"), reset("7", "romeo"), made_by("nurse", "8")];
+	for invite in mine.iter().chain(&others) {
+		assert_eq!(store.create(invite).unwrap(), []);
+	}
 	assert!(redeem_once(store, &mine[0]));
-	let retired =
-		store.retire("example.com", "juliet", &|invite| invite.allow_registration, "why", NOW + 1).unwrap();
-	assert_eq!(retired.iter().map(|invite| invite.digest).collect::<Vec<_>>(), [mine[1].digest]);
-	let open: Vec<_> =
-		store.open_invites("example.com", None, 10).unwrap().iter().map(|invite| invite.digest).collect();
-	let mut left = [mine[2].digest, others.digest];
-	left.sort();
-	assert_eq!(open, left);
+	let digests = |invites: &[Invite]| {
+		let mut digests: Vec<_> = invites.iter().map(|invite| invite.digest).collect();
+		digests.sort();
+		digests
+	};
+	let resets = store.retire_resets("example.com", "juliet", NOW + 1).unwrap();
+	assert_eq!(digests(&resets), [mine[3].digest]);
+	let retired = store.retire("example.com", "juliet", None, NOW + 1).unwrap();
+	assert_eq!(digests(&retired), digests(&mine[1..3]));
+	assert_eq!(store.retire("example.com", "juliet", None, NOW + 1).unwrap(), []);
+	assert_eq!(digests(&store.open_invites("example.com", None, 10).unwrap()), digests(&others));
+}
+
+/// More than are ended in one batch.
+const MANY: usize = 120;
+
+/// Ends all that is to be ended, and that is once: what was ended, in the order of the digests.
+fn end_all(store: &dyn Uses, begun: Vec<Invite>, now: Timestamp) -> Vec<Digest> {
+	let mut ended = begun;
+	for _ in 0..MANY {
+		let more = store.end_more("example.com", now).unwrap();
+		ended.extend(more.invites);
+		if !more.is_more {
+			break;
+		}
+	}
+	assert!(ended.iter().all(|invite| invite.revoked_at.is_some() && invite.token.is_none()));
+	let mut digests: Vec<_> = ended.iter().map(|invite| invite.digest).collect();
+	digests.sort();
+	let number = digests.len();
+	digests.dedup();
+	assert_eq!(digests.len(), number, "each is told once");
+	digests
+}
+
+pub(crate) fn the_end_of_many_begins_at_once_and_each_is_ended_once(store: &dyn Uses) {
+	let mut old: Vec<Invite> = (0..MANY).map(|index| made_by("juliet", &format!("old {index}"))).collect();
+	// A clock that is ahead, and an invite that reserves a name.
+	old[0].created_at = NOW + 90;
+	old[1].username = Some("tybalt".to_owned());
+	for invite in &old {
+		store.create(invite).unwrap();
+	}
+	let others = [made_by("nurse", "nurse"), account("nobody"), bound("bound", "juliet")];
+	for invite in &others {
+		store.create(invite).unwrap();
+	}
+	assert!(store.view_name("example.com", "tybalt", NOW).unwrap().is_reserved);
+	let claimed = claim(&old[2], Purpose::Account, "paris", NOW);
+	store.claim(&claimed, None, NOW).unwrap().unwrap();
+
+	let begun = store.retire("example.com", "juliet", None, NOW).unwrap();
+	assert_eq!(begun.len() < MANY, store.carries().history, "a batch at a time");
+	for invite in &old {
+		let found = store.find("example.com", &invite.digest).unwrap();
+		assert!(
+			found.is_none_or(|found| found.state(NOW) == State::Revoked && found.revoked_at == Some(NOW))
+		);
+		let claim = claim(invite, Purpose::Account, "romeo", NOW);
+		assert_eq!(store.claim(&claim, None, NOW).unwrap(), Err(Refusal::Invalid));
+		assert_eq!(store.redeem_at_once(&claim, None, NOW).unwrap(), Err(Refusal::Invalid));
+		assert_eq!(store.revoke("example.com", &invite.digest, None, None, NOW).unwrap(), None);
+		if store.carries().pause {
+			assert!(!store.set_paused("example.com", &invite.digest, true).unwrap());
+		}
+		assert_eq!(store.extend("example.com", &invite.digest, Some(NOW + 99), NOW).unwrap(), None);
+	}
+	assert!(!store.view_name("example.com", "tybalt", NOW).unwrap().is_reserved);
+	let is_good = |record: &&Record| record.invite.state(NOW) == State::Pending;
+	let records = store.records("example.com", None, 1000).unwrap();
+	assert_eq!(records.iter().filter(is_good).count(), others.len());
+	assert_eq!(store.pending("example.com", NOW).unwrap().len(), others.len());
+
+	// Somebody else gets the name, in the same second.
+	let one = allowance("juliet", 1, 1000);
+	let new = [
+		made_by("juliet", "new"),
+		Invite { username: Some("juliet".to_owned()), ..sample("example.com", "contact") },
+	];
+	assert_eq!(store.usage("example.com", &one, NOW).unwrap().open, 0);
+	assert_eq!(store.create_within(&new[0], &one).unwrap(), Ok(vec![]));
+	assert_eq!(store.usage("example.com", &allowance("juliet", 9, 1000), NOW).unwrap().open, 1);
+	let refused = store.create_within(&made_by("juliet", "newer"), &one).unwrap();
+	assert_eq!(refused.map_err(|reached| reached.reason), Err(Reason::MaxOpen(1)));
+	assert_eq!(store.create(&new[1]).unwrap(), []);
+
+	let redeemed = store.redeem("example.com", &old[2].digest, &claimed.nonce, None, NOW).unwrap();
+	assert!(matches!(redeemed, Redeemed::Now(_)), "who was let in before may go on");
+	let was_begun = begun.iter().any(|invite| invite.digest == old[2].digest);
+	let expected: BTreeSet<Digest> = old
+		.iter()
+		.map(|invite| invite.digest)
+		.filter(|digest| was_begun || *digest != old[2].digest)
+		.collect();
+	assert_eq!(end_all(store, begun, NOW), expected.into_iter().collect::<Vec<_>>());
+	let open = store.open_invites("example.com", None, 1000).unwrap();
+	assert_eq!(open.len(), others.len() + new.len());
+	assert!(redeem_once(store, &new[0]) && redeem_once(store, &new[1]));
+	let later = NOW + Ending::LINGER;
+	assert!(!store.end_more("example.com", later).unwrap().is_more);
+	assert_eq!(store.create(&made_by("juliet", "last")).unwrap(), [], "and then it is forgotten");
+	let last = store.find("example.com", &Digest::of(b"last")).unwrap();
+	assert_eq!(last.map(|last| last.created_at), Some(NOW));
+}
+
+pub(crate) fn an_end_that_is_told_late_spares_what_was_made_since(store: &dyn Uses) {
+	let made = |index: usize| {
+		let created_at = if index.is_multiple_of(2) { NOW } else { NOW + 1 };
+		Invite { created_at, ..made_by("juliet", &format!("{index}")) }
+	};
+	for index in 0..2 * MANY {
+		store.create(&made(index)).unwrap();
+	}
+	let begun = store.retire("example.com", "juliet", Some(NOW), NOW + 5).unwrap();
+	assert_eq!(store.pending("example.com", NOW + 5).unwrap().len(), MANY);
+	assert_eq!(store.usage("example.com", &allowance("juliet", 1000, 1), NOW + 5).unwrap().open, 120);
+	let mut expected: Vec<_> = (0..2 * MANY).step_by(2).map(|index| made(index).digest).collect();
+	expected.sort();
+	assert_eq!(end_all(store, begun, NOW + 5), expected);
+}
+
+pub(crate) fn a_branch_of_many_is_revoked_at_once(store: &dyn Uses) {
+	register(store, &made_by("juliet", "1"), "romeo", NOW);
+	for (inviter, index) in [("juliet", 0), ("romeo", 1), ("nurse", 2)] {
+		for number in 0..MANY {
+			store.create(&made_by(inviter, &format!("{index} {number}"))).unwrap();
+		}
+	}
+	let begun =
+		store.retire_inviter("example.com", "juliet", true, Some("spam"), Some("op"), NOW + 1).unwrap();
+	let branch = if store.carries().history { 2 * MANY } else { MANY };
+	assert_eq!(store.pending("example.com", NOW + 1).unwrap().len(), 3 * MANY - branch);
+	assert_eq!(end_all(store, begun, NOW + 1).len(), branch);
+	assert_eq!(store.open_invites("example.com", None, 1000).unwrap().len(), 3 * MANY - branch);
 }
 
 /// Redeems an invite for an account with this name.

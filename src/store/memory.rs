@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
+use super::{Carries, Endings, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::check::Finding;
 use crate::clock::Timestamp;
+use crate::ending::{Ending, Scope};
 use crate::invite::Invite;
 use crate::lineage::Member;
 use crate::redemption::{Claim, LEASE, Purpose, Redemption};
@@ -88,6 +89,7 @@ pub struct Content {
 	redemptions: Undoable<(String, Digest, Timestamp, Nonce), Redemption>,
 	/// Who brought an account, by its username.
 	lineage: Undoable<(String, String), Member>,
+	endings: Undoable<(String, (String, Scope)), Ending>,
 }
 
 /// Rows, and what the present call has done to them: the oldest step first.
@@ -225,6 +227,7 @@ impl Content {
 		self.claims.roll_back();
 		self.redemptions.roll_back();
 		self.lineage.roll_back();
+		self.endings.roll_back();
 	}
 
 	/// Each invite that the present call has changed, as far as a store that carries so much can tell.
@@ -247,6 +250,7 @@ impl Content {
 	fn commit(&mut self, carries: Carries) {
 		self.redemptions.undo.clear();
 		self.lineage.undo.clear();
+		self.endings.undo.clear();
 		let changed = std::mem::take(&mut self.invites.undo).into_iter().map(|(key, _)| key);
 		let claims = std::mem::take(&mut self.claims.undo).into_iter().filter_map(|(_, claim)| claim);
 		if carries == Carries::ALL {
@@ -429,6 +433,23 @@ impl Rows for HostRows<'_> {
 	fn remove_member(&mut self, username: &str) -> Result<(), TxError> {
 		let key = self.key(username.to_owned());
 		self.content.lineage.take(key);
+		Ok(())
+	}
+
+	fn endings(&mut self, which: Endings<'_>) -> Result<Vec<Ending>, TxError> {
+		let of_host = self.content.endings.rows.iter().filter(|((host, _), _)| host == self.host);
+		Ok(which.of(of_host.map(|(_, ending)| ending)))
+	}
+
+	fn put_ending(&mut self, ending: &Ending) -> Result<(), TxError> {
+		let key = self.key((ending.username.clone(), ending.scope));
+		self.content.endings.put(key, ending.clone());
+		Ok(())
+	}
+
+	fn remove_ending(&mut self, ending: &Ending) -> Result<(), TxError> {
+		let key = self.key((ending.username.clone(), ending.scope));
+		self.content.endings.take(key);
 		Ok(())
 	}
 }

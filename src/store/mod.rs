@@ -5,6 +5,7 @@
 
 #[doc = include_str!("adding.md")]
 pub mod adding {}
+mod breaker;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod memory;
@@ -21,10 +22,10 @@ use thiserror::Error;
 
 use crate::check::Finding;
 use crate::clock::Timestamp;
-use crate::invite::Invite;
+use crate::ending::{Ending, Tie};
+use crate::invite::{Invite, Type};
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::policy::Usage;
 use crate::redemption::{Claim, Redemption};
 use crate::token::{Digest, Nonce};
 
@@ -262,10 +263,11 @@ pub trait Store {
 /// Which invites of a host, and in which order they come.
 #[derive(Clone, Copy, Debug)]
 pub enum Pick<'a> {
-	/// Those that have not ended and have this username: bound to it, or by it as inviter. In the order of their digests.
-	OpenOfUser(&'a str),
-	/// Those that have not ended and were made by one of these users.
-	OpenOfInviters(&'a [String]),
+	/// Those that have not ended and are bound to this username. In the order of their digests.
+	Bound(&'a str),
+	/// Those that have not ended, are tied to a user this way, and were made no later than at this moment: where that is
+	/// not by the maker, the newest first.
+	Tied(Tie<'a>, Timestamp),
 	/// Those that this user made, whatever became of them: the oldest first, of two of one second in the order of their digests.
 	AllOfInviter(&'a str),
 	/// Those that have expired before this moment and are not marked as ended: the first to expire first.
@@ -289,10 +291,11 @@ impl Pick<'_> {
 		let follows =
 			|invite: &Invite, after: Option<&Digest>| after.is_none_or(|after| invite.digest > *after);
 		let is_picked = |invite: &&Invite| match self {
-			Self::OpenOfUser(name) => invite.username.as_deref() == Some(name) && is_open(invite),
-			Self::OpenOfInviters(names) => {
-				is_open(invite) && invite.local_inviter().is_some_and(|inviter| names.contains(&inviter))
+			Self::Bound(name) => {
+				let is_bound = invite.invite_type == Type::Register && is_open(invite);
+				is_bound && invite.username.as_deref() == Some(name)
 			}
+			Self::Tied(tie, until) => is_open(invite) && invite.created_at <= until && invite.is_tied(tie),
 			Self::AllOfInviter(name) => invite.local_inviter().as_deref() == Some(name),
 			Self::Due(now) => is_open(invite) && invite.is_expired(now),
 			Self::Open(after) => is_open(invite) && follows(invite, after),
@@ -308,12 +311,39 @@ impl Pick<'_> {
 		let mut found: Vec<&Invite> = all.filter(is_picked).collect();
 		match self {
 			Self::AllOfInviter(_) => found.sort_by_key(|invite| (invite.created_at, invite.digest)),
+			Self::Tied(..) => found.sort_by_key(|invite| Reverse(invite.created_at)),
 			Self::Due(_) => found.sort_by_key(|invite| invite.expires),
 			Self::Part(part, _, now) => found.sort_by_key(|invite| Reverse(invite.position(part, now))),
 			_ => (),
 		}
 		found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
 		found
+	}
+}
+
+/// Which endings.
+#[derive(Clone, Copy, Debug)]
+pub enum Endings<'a> {
+	/// Of these users.
+	Of(&'a [String]),
+	/// Up to so many that are due at a moment, the first of them first.
+	Due(Timestamp, u32),
+}
+
+impl Endings<'_> {
+	/// What it picks of all endings of a host.
+	pub fn of<'a>(self, all: impl Iterator<Item = &'a Ending>) -> Vec<Ending> {
+		match self {
+			Self::Of(usernames) => {
+				all.filter(|ending| usernames.contains(&ending.username)).cloned().collect()
+			}
+			Self::Due(now, limit) => {
+				let mut due: Vec<Ending> = all.filter(|ending| ending.due <= now).cloned().collect();
+				due.sort_by_key(|ending| ending.due);
+				due.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+				due
+			}
+		}
 	}
 }
 
@@ -329,8 +359,8 @@ pub enum Members<'a> {
 /// The rows of one host in one transaction. No rule lives here.
 ///
 /// In [`Store::write`], every invite that [`Rows::invite`] and [`Rows::invites`] return is locked until the end; what
-/// somebody else has locked is left out of [`Pick::Due`] and [`Pick::Over`], and waited for otherwise. The order of a use
-/// case's verbs is part of what it is: it locks the invite, and then reads its claims.
+/// somebody else has locked is left out of [`Pick::Due`], [`Pick::Over`], [`Pick::Tied`] and [`Endings::Due`], and waited for
+/// otherwise. The order of a use case's verbs is part of what it is: it locks the invite, and then reads its claims.
 ///
 /// Every verb fails when the storage does, or holds what was never written there.
 #[expect(clippy::missing_errors_doc, reason = "stated once, above")]
@@ -368,15 +398,26 @@ pub trait Rows {
 	/// Removes invites with their uses.
 	fn remove(&mut self, digests: &[Digest]) -> Result<(), TxError>;
 
-	/// How many invites of an inviter are open, and when the newest were made, as many as are asked for.
-	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError> {
+	/// How many invites of an inviter are open, have not expired, and were made after a moment, counting up to `limit`.
+	fn count_made(
+		&mut self,
+		inviter: &str,
+		after: Option<Timestamp>,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<u32, TxError> {
 		let made = self.peek(Pick::AllOfInviter(inviter), u32::MAX)?;
-		let open = made.iter().filter(|invite| invite.ended_at.is_none() && !invite.is_expired(now)).count();
-		let newest = usize::try_from(newest).unwrap_or(usize::MAX);
-		Ok(Usage {
-			open: u32::try_from(open).unwrap_or(u32::MAX),
-			newest: made.iter().rev().map(|invite| invite.created_at).take(newest).collect(),
-		})
+		let is_open = |invite: &&Invite| invite.ended_at.is_none() && !invite.is_expired(now);
+		let is_counted = |invite: &&Invite| after.is_none_or(|after| invite.created_at > after);
+		let open = made.iter().filter(is_open).filter(is_counted).count();
+		Ok(u32::try_from(open).unwrap_or(u32::MAX).min(limit))
+	}
+
+	/// When the newest invites of an inviter were made, whatever became of them: the newest first, up to `limit`.
+	fn newest_made(&mut self, inviter: &str, limit: u32) -> Result<Vec<Timestamp>, TxError> {
+		let made = self.peek(Pick::AllOfInviter(inviter), u32::MAX)?;
+		let newest = made.iter().rev().map(|invite| invite.created_at);
+		Ok(newest.take(usize::try_from(limit).unwrap_or(usize::MAX)).collect())
 	}
 
 	/// All claims: the attempts that are under way, a handful.
@@ -410,6 +451,15 @@ pub trait Rows {
 
 	/// Forgets who brought an account.
 	fn remove_member(&mut self, username: &str) -> Result<(), TxError>;
+
+	/// The ends of many invites that are under way, or were until just now.
+	fn endings(&mut self, which: Endings<'_>) -> Result<Vec<Ending>, TxError>;
+
+	/// Keeps an ending, in the place of that of the same user and scope.
+	fn put_ending(&mut self, ending: &Ending) -> Result<(), TxError>;
+
+	/// Removes an ending.
+	fn remove_ending(&mut self, ending: &Ending) -> Result<(), TxError>;
 }
 
 /// Why a store could not do its work. The texts tell an operator what to do, and hold no token.

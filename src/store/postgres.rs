@@ -291,6 +291,8 @@ impl Postgres<'_, '_> {
 }
 
 impl Engine for Postgres<'_, '_> {
+	const BOUND: &'static str = sql::BOUND_IN_ORDER;
+
 	/// What has ended and what is about to be noted as expired, each from its index.
 	const HISTORY_PART: &'static str = concat!(
 		"(",

@@ -4,29 +4,31 @@
 
 use std::borrow::Cow;
 
-use super::{Members, Pick, Rows, StoreError, TxError};
+use super::{Endings, Members, Pick, Rows, StoreError, TxError};
 use crate::clock::Timestamp;
+use crate::ending::{Ending, Scope, Tie};
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::policy::Usage;
 use crate::redemption::{Claim, Purpose, Redemption};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::Fields;
 
 /// Every schema of SQLite's there was; the database's `user_version` says how many of them it has seen.
-pub(super) const SQLITE_MIGRATIONS: [&str; 3] = [
+pub(super) const SQLITE_MIGRATIONS: [&str; 4] = [
 	include_str!("sqlite/1_invites.sql"),
 	concat!(include_str!("sqlite/2_history.sql"), include_str!("sqlite/2_inviters.sql")),
 	include_str!("sqlite/3_contacts.sql"),
+	include_str!("sqlite/4_endings.sql"),
 ];
 
 /// Every schema of PostgreSQL's; the newest version in the table `migration` says how many of them the database has seen.
 #[cfg(feature = "postgres")]
-pub(super) const POSTGRESQL_MIGRATIONS: [&str; 3] = [
+pub(super) const POSTGRESQL_MIGRATIONS: [&str; 4] = [
 	include_str!("postgres/1_invites.sql"),
 	include_str!("postgres/2_contacts.sql"),
 	include_str!("postgres/3_outcome.sql"),
+	include_str!("postgres/4_endings.sql"),
 ];
 
 /// What [`read_invite`] reads.
@@ -77,12 +79,33 @@ pub const OPEN: &str =
 
 const ALL: &str = select!("WHERE host = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3");
 
-/// The open invites of a user, in the order of the index. Asked for an order, SQLite compiles this anew for each name.
-pub const OPEN_OF_USER: &str =
-	select!("INDEXED BY invite_name WHERE host = ?1 AND username = ?2 AND ended_at IS NULL");
+/// The open invites that are bound to a username, in the order of the index. Asked for an order, SQLite compiles this anew
+/// for each name.
+pub const BOUND: &str = select!(
+	"INDEXED BY invite_user WHERE host = ?1 AND username = ?2 AND kind IN ('account', 'group', 'reset') \
+	 AND ended_at IS NULL"
+);
 
-pub(super) const OPEN_OF_INVITER: &str =
-	select!("INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND ended_at IS NULL");
+/// The same in the order in which rows are locked.
+#[cfg(feature = "postgres")]
+pub(super) const BOUND_IN_ORDER: &str = select!(
+	"WHERE host = ?1 AND username = ?2 AND kind IN ('account', 'group', 'reset') AND ended_at IS NULL ORDER BY digest"
+);
+
+pub(super) const MADE_BY: &str = select!(
+	"INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND created_at <= ?3 AND ended_at IS NULL \
+	 ORDER BY expires LIMIT ?4"
+);
+
+pub(super) const CONTACT_OF: &str = select!(
+	"INDEXED BY invite_user WHERE host = ?1 AND username = ?2 AND kind = 'contact' AND created_at <= ?3 \
+	 AND ended_at IS NULL ORDER BY created_at DESC LIMIT ?4"
+);
+
+pub(super) const RESET_OF: &str = select!(
+	"INDEXED BY invite_user WHERE host = ?1 AND username = ?2 AND kind = 'reset' AND created_at <= ?3 \
+	 AND ended_at IS NULL ORDER BY created_at DESC LIMIT ?4"
+);
 
 pub(super) const ALL_OF_INVITER: &str =
 	select!("WHERE host = ?1 AND inviter = ?2 ORDER BY created_at, digest");
@@ -106,8 +129,17 @@ const PURGE: &str = "DELETE FROM invite WHERE host = ?1 AND digest = ?2";
 
 const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = ?1 AND digest = ?2";
 
-pub(super) const COUNT_OF_INVITER: &str = "SELECT count(*) FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 \
-	AND ended_at IS NULL AND (expires IS NULL OR expires >= ?3)";
+/// The open invites of an inviter that have not expired: those that never do, and those that will.
+pub(super) const COUNT_MADE: &str = "SELECT count(*) FROM (\
+	SELECT 1 FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND expires IS NULL \
+	AND ended_at IS NULL \
+	UNION ALL SELECT 1 FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND expires >= ?3 \
+	AND ended_at IS NULL LIMIT ?4) AS made";
+
+/// The same of those that were made after a moment.
+pub(super) const COUNT_MADE_AFTER: &str = "SELECT count(*) FROM (\
+	SELECT 1 FROM invite INDEXED BY invite_inviter WHERE host = ?1 AND inviter = ?2 AND created_at > ?5 \
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= ?3) LIMIT ?4) AS made";
 
 pub(super) const NEWEST_OF_INVITER: &str =
 	"SELECT created_at FROM invite WHERE host = ?1 AND inviter = ?2 ORDER BY created_at DESC LIMIT ?3";
@@ -145,6 +177,25 @@ pub(super) const BROUGHT_BY: &str = "SELECT username, inviter, digest, joined_at
 /// Keeps who brought an account.
 pub const BROUGHT: &str = "INSERT INTO lineage (host, username, inviter, digest, joined_at) VALUES (?1, ?2, ?3, ?4, ?5) \
 	ON CONFLICT (host, username) DO UPDATE SET inviter = ?3, digest = ?4, joined_at = ?5";
+
+macro_rules! endings {
+	($rest:literal) => {
+		concat!(
+			"SELECT username, scope, at, made_until, revoked_why, revoked_by, ended, due FROM ending ",
+			$rest
+		)
+	};
+}
+
+pub(super) const ENDINGS_OF: &str = endings!("WHERE host = ?1 AND username = ?2");
+
+pub(super) const ENDINGS_DUE: &str = endings!("WHERE host = ?1 AND due <= ?2 ORDER BY due LIMIT ?3");
+
+const PUT_ENDING: &str = "INSERT INTO ending (host, username, scope, at, made_until, revoked_why, revoked_by, ended, due) \
+	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (host, username, scope) DO UPDATE SET at = ?4, \
+	made_until = ?5, revoked_why = ?6, revoked_by = ?7, ended = ?8, due = ?9";
+
+const REMOVE_ENDING: &str = "DELETE FROM ending WHERE host = ?1 AND username = ?2 AND scope = ?3";
 
 const ALONE: &str = "DELETE FROM lineage WHERE host = ?1 AND username = ?2";
 
@@ -209,6 +260,9 @@ pub(super) type Each<'a> = &'a mut dyn FnMut(usize, &dyn Columns) -> Result<(), 
 pub(super) trait Engine {
 	/// What a part of the history shows: `?2` and `?3` are a position, `?4` is the limit and `?5` the moment.
 	const HISTORY_PART: &'static str;
+
+	/// What is bound to a username: [`BOUND`], in the order of digests where rows are locked.
+	const BOUND: &'static str;
 
 	/// Runs a statement with one list of parameters after the other.
 	fn query(
@@ -277,7 +331,15 @@ impl<E: Engine> SqlRows<'_, E> {
 		let mut all =
 			|text, locked, params: &[Param<'_>]| self.all(text, locked, params, |row| read_invite(name, row));
 		let mut found = match pick {
-			Pick::OpenOfUser(username) => all(OPEN_OF_USER, awaited, &[host, username.into()]),
+			Pick::Bound(username) => all(E::BOUND, awaited, &[host, username.into()]),
+			Pick::Tied(tie, until) => {
+				let (text, name) = match tie {
+					Tie::MadeBy(name) => (MADE_BY, name),
+					Tie::ContactOf(name) => (CONTACT_OF, name),
+					Tie::ResetOf(name) => (RESET_OF, name),
+				};
+				all(text, left_out, &[host, name.into(), until.into(), limit.into()])
+			}
 			Pick::AllOfInviter(inviter) => all(ALL_OF_INVITER, awaited, &[host, inviter.into()]),
 			Pick::Due(now) => all(DUE, left_out, &[host, now.into(), limit.into()]),
 			Pick::Open(after) => all(OPEN, awaited, &[host, following(after), limit.into()]),
@@ -288,10 +350,6 @@ impl<E: Engine> SqlRows<'_, E> {
 					Part::Open => all(OPEN_PART, Locked::Read, &params[..4]),
 					Part::History => all(E::HISTORY_PART, Locked::Read, &params),
 				}
-			}
-			Pick::OpenOfInviters(inviters) => {
-				let keys = inviters.iter().map(|inviter| inviter.as_str().into());
-				self.of_each(OPEN_OF_INVITER, awaited, keys, |_, row| read_invite(name, row))
 			}
 			Pick::Over(digests, before) => {
 				let digests = digests.iter().map(Param::from);
@@ -373,13 +431,59 @@ impl<E: Engine> Rows for SqlRows<'_, E> {
 		Ok(())
 	}
 
-	fn usage(&mut self, inviter: &str, newest: u32, now: Timestamp) -> Result<Usage, TxError> {
-		let (host, inviter) = (Param::Text(self.host), Param::Text(inviter));
-		let read = |row: &dyn Columns| some(row.number(0)?);
-		let open = self.all(COUNT_OF_INVITER, Locked::Read, &[host, inviter, now.into()], read)?;
-		let newest = self.all(NEWEST_OF_INVITER, Locked::Read, &[host, inviter, newest.into()], read)?;
-		let open = open.first().map_or(0, |open| u32::try_from(*open).unwrap_or(u32::MAX));
-		Ok(Usage { open, newest })
+	fn count_made(
+		&mut self,
+		inviter: &str,
+		after: Option<Timestamp>,
+		limit: u32,
+		now: Timestamp,
+	) -> Result<u32, TxError> {
+		let text = if after.is_some() { COUNT_MADE_AFTER } else { COUNT_MADE };
+		let params: [Param<'_>; 5] =
+			[self.host.into(), inviter.into(), now.into(), limit.into(), after.into()];
+		let params = if after.is_some() { &params[..] } else { &params[..4] };
+		let count = self.all(text, Locked::Read, params, |row| some(row.number(0)?))?;
+		Ok(count.first().map_or(0, |count| u32::try_from(*count).unwrap_or(u32::MAX)))
+	}
+
+	fn newest_made(&mut self, inviter: &str, limit: u32) -> Result<Vec<Timestamp>, TxError> {
+		let params = [self.host.into(), inviter.into(), limit.into()];
+		self.all(NEWEST_OF_INVITER, Locked::Read, &params, |row| some(row.number(0)?))
+	}
+
+	fn endings(&mut self, which: Endings<'_>) -> Result<Vec<Ending>, TxError> {
+		let host = Param::Text(self.host);
+		match which {
+			Endings::Of(usernames) => {
+				let lists: Vec<[Param<'_>; 2]> =
+					usernames.iter().map(|username| [host, username.as_str().into()]).collect();
+				let lists: Vec<&[Param<'_>]> = lists.iter().map(<[_; 2]>::as_slice).collect();
+				self.all_of(ENDINGS_OF, Locked::Read, &lists, |_, row| read_ending(row))
+			}
+			Endings::Due(now, limit) => {
+				self.all(ENDINGS_DUE, Locked::LeftOut, &[host, now.into(), limit.into()], read_ending)
+			}
+		}
+	}
+
+	fn put_ending(&mut self, ending: &Ending) -> Result<(), TxError> {
+		let params = [
+			self.host.into(),
+			ending.username.as_str().into(),
+			ending.scope.as_str().into(),
+			ending.at.into(),
+			ending.made_until.into(),
+			ending.why.as_deref().into(),
+			ending.by.as_deref().into(),
+			ending.ended.into(),
+			ending.due.into(),
+		];
+		self.engine.change(PUT_ENDING, &params)
+	}
+
+	fn remove_ending(&mut self, ending: &Ending) -> Result<(), TxError> {
+		let params = [self.host.into(), ending.username.as_str().into(), ending.scope.as_str().into()];
+		self.engine.change(REMOVE_ENDING, &params)
 	}
 
 	fn claims(&mut self) -> Result<Vec<Claim>, TxError> {
@@ -547,6 +651,20 @@ fn read_invite(host: &str, row: &dyn Columns) -> Result<Invite, TxError> {
 		ended_at: row.number(13)?,
 		fields: Fields::from_stored(row.text(14)?),
 		..Invite::new(host.to_owned(), digest, token, some(row.number(5)?)?)
+	})
+}
+
+fn read_ending(row: &dyn Columns) -> Result<Ending, TxError> {
+	let scope = row.text(1)?.and_then(Scope::from_stored);
+	Ok(Ending {
+		username: owned(row, 0)?,
+		scope: some(scope)?,
+		at: some(row.number(2)?)?,
+		made_until: some(row.number(3)?)?,
+		why: row.text(4)?.map(str::to_owned),
+		by: row.text(5)?.map(str::to_owned),
+		ended: u32::try_from(some(row.number(6)?)?).unwrap_or(u32::MAX),
+		due: some(row.number(7)?)?,
 	})
 }
 

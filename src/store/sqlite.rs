@@ -17,10 +17,11 @@ use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, Row, ToSql, params_from_iter};
 
+use self::connection::Needs;
 pub use self::connection::SqliteStore;
 use super::sql::{self, Columns, Each, Encoded, Engine, Locked, Param, SqlRows};
 pub use super::sql::{
-	BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN, OPEN_OF_USER, REDEMPTION, TAKE_CLAIM, UPDATE,
+	BOUND, BROUGHT, CLAIM, CLAIMS, CREATE, FIND, LINEAGE, OPEN, REDEMPTION, TAKE_CLAIM, UPDATE,
 };
 use super::{Lock, Store, StoreError, TxError, Work};
 use crate::check::Finding;
@@ -32,7 +33,7 @@ impl Store for SqliteStore {
 	/// will see that, and so does the tidying once a minute. That there is none, or that it cannot be read, says nothing if
 	/// the file was replaced.
 	fn look(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
-		self.run(doing, |opened| {
+		self.run(doing, Needs::Reading, |opened| {
 			let mut rows = rows(opened.connection(), host);
 			let looked = work(&mut rows);
 			if looked.is_err() || !rows.engine.has_found {
@@ -108,6 +109,8 @@ struct Sqlite<'a> {
 }
 
 impl Engine for Sqlite<'_> {
+	const BOUND: &'static str = sql::BOUND;
+
 	/// What has ended and what is about to be noted as expired, merged from two indexes.
 	const HISTORY_PART: &'static str = concat!(
 		sql::select!(

@@ -1,9 +1,8 @@
 //! The connection to PostgreSQL, how long anybody waits for it, and what is tried again.
 //!
 //! Prosody serves nobody else while it waits, so every call has a **deadline** that is kept here, in this process: a
-//! server that is stopped or cannot be reached keeps no timeout of its own. Whoever runs into it closes the connection.
-//! Then the database is **away**: until the pause that follows is over every call fails at once, and the first one
-//! after it tries again. The pauses grow, but not so long that a database that is back stays unnoticed for five seconds.
+//! server that is stopped or cannot be reached keeps no timeout of its own. Whoever runs into it closes the connection, and
+//! nobody waits for the database again before a pause is over ([`Breaker`]).
 //!
 //! A connection that breaks is replaced within the same call, which then does its work again. Where it broke while a
 //! commit was under way nobody knows whether it took place: whoever commits finds that out.
@@ -27,6 +26,7 @@ use super::address::Address;
 use super::message::{Message, exchange};
 use crate::clock::Stopwatch;
 use crate::signals;
+use crate::store::breaker::Breaker;
 use crate::store::sql::{Locked, POSTGRESQL_MIGRATIONS as MIGRATIONS, Param};
 use crate::store::{StoreError, TxError};
 
@@ -42,9 +42,6 @@ const MIGRATED: &str =
 	"SELECT FROM pg_tables WHERE schemaname = 'prosody_invites' AND tablename = 'migration'";
 
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM prosody_invites.migration";
-
-/// The first pause after the database was found away, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(3));
 
 /// Connections that may break in one call.
 const LOSSES: u32 = 3;
@@ -62,15 +59,7 @@ struct State {
 	/// What drives the connection, and the process that made it: not to be used by a child of that one.
 	runtime: Option<(Runtime, u32)>,
 	link: Option<Link>,
-	away: Option<Away>,
-}
-
-/// The database could not be reached, and is not to be waited for before a pause is over.
-struct Away {
-	since: Stopwatch,
-	pause: Duration,
-	problem: String,
-	cause: Option<String>,
+	away: Breaker,
 }
 
 struct Link {
@@ -177,17 +166,15 @@ impl Connection {
 		if *process != std::process::id() {
 			return Err(self.unusable("was connected to before this process was forked: restart Prosody"));
 		}
-		if let Some(away) = away.as_ref().filter(|away| away.since.elapsed() < away.pause) {
-			return Err(away.error());
-		}
+		away.check()?;
 		// Put back only where it is known what was done on it: it may be in the middle of a transaction.
 		let mut used = link.take();
 		let done = self.attempts(doing, runtime, &mut used, work);
 		if let Err(Failure::Away(error)) = &done {
-			let pause = away.as_ref().map_or(PAUSES.0, |away| PAUSES.1.min(away.pause * 2));
-			*away = Some(Away::new(error, pause));
+			away.trip(error);
 		} else {
-			(*link, *away) = (used, None);
+			*link = used;
+			away.reset();
 		}
 		done.map_err(|(Failure::Refused(error) | Failure::Away(error))| error)
 	}
@@ -368,28 +355,8 @@ impl fmt::Debug for State {
 	fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 		f.debug_struct("State")
 			.field("is_connected", &self.link.is_some())
-			.field("is_away", &self.away.is_some())
+			.field("away", &self.away)
 			.finish_non_exhaustive()
-	}
-}
-
-impl Away {
-	fn new(error: &StoreError, pause: Duration) -> Self {
-		let (problem, cause) = match error {
-			StoreError::Unavailable { problem, source } => (problem.clone(), Some(source.to_string())),
-			other => (other.to_string(), None),
-		};
-		Self { since: Stopwatch::start(), pause, problem, cause }
-	}
-
-	/// What whoever waited was told.
-	fn error(&self) -> StoreError {
-		match &self.cause {
-			Some(cause) => {
-				StoreError::Unavailable { problem: self.problem.clone(), source: cause.clone().into() }
-			}
-			None => StoreError::Unusable { problem: self.problem.clone(), source: None },
-		}
 	}
 }
 
@@ -442,7 +409,7 @@ impl Wire<'_> {
 fn of_postgresql(text: &str, locked: Locked) -> String {
 	// Only parameters have it.
 	let mut text = text.replace('?', "$");
-	if let Some((before, hint)) = text.split_once(" INDEXED BY ") {
+	while let Some((before, hint)) = text.split_once(" INDEXED BY ") {
 		let rest = hint.split_once(' ').map_or("", |(_, rest)| rest);
 		text = format!("{before} {rest}");
 	}

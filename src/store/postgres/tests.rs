@@ -9,8 +9,8 @@ use crate::lineage::Member;
 use crate::policy::Reason;
 use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Refusal};
 use crate::store::conformance::{
-	Uses, allowance, claim, inviters_race, made_by, promises, races, redeem_once, released, sample, tests,
-	without_spent_token,
+	Uses, allowance, claim, inviters_race, made_by, promises, races, redeem_once, released, reset, sample,
+	tests, without_spent_token,
 };
 use crate::store::{Bundled, Record};
 use crate::token::Digest;
@@ -83,9 +83,10 @@ fn every_migration_applies_and_the_version_is_their_number() {
 }
 
 /// A database of every schema that was released, as the version with that schema wrote it.
-const RELEASED: [&str; 2] = [
+const RELEASED: [&str; 3] = [
 	include_str!("../../../spec/fixtures/postgresql-1.sql"),
 	include_str!("../../../spec/fixtures/postgresql-2.sql"),
+	include_str!("../../../spec/fixtures/postgresql-3.sql"),
 ];
 
 #[test]
@@ -252,9 +253,9 @@ fn nobody_waits_for_somebody_who_waits_for_him() {
 							store.release(&claim.host, &claim.nonce, None).unwrap();
 						}
 					}
-					store
-						.retire("example.com", "juliet", &|invite| invite.digest != newer.digest, "why", NOW)
-						.unwrap();
+					store.create(&reset(&format!("reset {thread} {round}"), "juliet")).ok();
+					store.retire("example.com", "juliet", None, NOW).unwrap();
+					store.end_more("example.com", NOW).unwrap();
 					store.end_expired("example.com", 10, NOW + 61).unwrap();
 					let limited = made_by("nurse", &format!("limited {thread} {round}"));
 					let limited = Invite { username: Some("juliet".to_owned()), ..limited };
@@ -433,9 +434,10 @@ fn what_was_changed_is_told_though_the_commit_was_cut_off() {
 		assert_eq!(cut.store.revoke("example.com", &cut.open.digest, Some("why"), None, NOW).unwrap(), None);
 	});
 	when_cut_in_the_commit(|cut| {
-		let retired = cut.store.retire("example.com", "juliet", &|_| true, "why", NOW).unwrap();
-		assert_eq!(retired, [cut.found(&cut.bound)]);
-		assert_eq!(cut.store.retire("example.com", "juliet", &|_| true, "why", NOW).unwrap(), []);
+		let made = made_by("nurse", "made");
+		cut.direct.create(&made).unwrap();
+		assert_eq!(cut.store.retire("example.com", "nurse", None, NOW).unwrap(), [cut.found(&made)]);
+		assert_eq!(cut.store.retire("example.com", "nurse", None, NOW).unwrap(), []);
 	});
 	when_cut_in_the_commit(|cut| {
 		assert!(cut.store.set_paused("example.com", &cut.open.digest, true).unwrap());
@@ -588,13 +590,13 @@ fn no_use_case_takes_more_conversations_with_the_database_than_it_must() {
 		cut.store.extend(&invite.host, &invite.digest, None, NOW).unwrap().unwrap();
 	});
 	count("revoke of a user who has none", 1, &|token| {
-		cut.store.retire("example.com", token, &|_| true, "", NOW).unwrap();
+		cut.store.retire_resets("example.com", token, NOW).unwrap();
 	});
 	count("revoke of a user", 5, &|token| {
-		created(bound(token, "benvolio"));
-		assert_eq!(cut.store.retire("example.com", "benvolio", &|_| true, "", NOW).unwrap().len(), 1);
+		created(reset(token, "benvolio"));
+		assert_eq!(cut.store.retire_resets("example.com", "benvolio", NOW).unwrap().len(), 1);
 	});
-	count("revoke of an inviter", 4, &|token| {
+	count("revoke of an inviter", 5, &|token| {
 		created(made_by("mercutio", token));
 		let revoked = cut.store.retire_inviter("example.com", "mercutio", false, None, None, NOW).unwrap();
 		assert_eq!(revoked.len(), 1);
@@ -608,7 +610,7 @@ fn no_use_case_takes_more_conversations_with_the_database_than_it_must() {
 		cut.direct.revoke(&invite.host, &invite.digest, None, None, 2).unwrap().unwrap();
 		assert_eq!(cut.store.purge("example.com", 3, 10, &Bundled::Unknown).unwrap(), 1);
 	});
-	count("list", 1, &|_| drop(cut.store.open_invites("example.com", None, 10).unwrap()));
+	count("list", 2, &|_| drop(cut.store.open_invites("example.com", None, 10).unwrap()));
 	count("export", 4, &|_| drop(cut.store.records("example.com", None, 10).unwrap()));
 	count("import", 3, &|token| {
 		let records = ["a", "b", "c"].map(|name| Record::from(account(&format!("{token} {name}"))));

@@ -13,6 +13,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::checkpoint::Checkpointer;
 use super::files::{self, Files};
+use crate::store::breaker::Breaker;
 use crate::store::sql::SQLITE_MIGRATIONS as MIGRATIONS;
 use crate::store::{StoreError, TxError};
 
@@ -41,7 +42,25 @@ pub struct SqliteStore {
 	pub(super) lock_wait: Duration,
 	/// None selects the operating system's own; the tests name one that cannot do WAL.
 	pub(super) vfs: Option<&'static str>,
-	opened: Mutex<Option<Opened>>,
+	state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+	opened: Option<Opened>,
+	/// Somebody else had the lock for longer than may be waited. Reading needs none, and goes on.
+	writing: Breaker,
+	/// Not even reading could be had: a process was recovering the log, say.
+	reading: Breaker,
+}
+
+/// What work needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+	/// To read.
+	Reading,
+	/// To write too: the lock.
+	Writing,
 }
 
 #[derive(Debug)]
@@ -95,9 +114,9 @@ impl SqliteStore {
 	/// for the end: the last to close a file leaves it whole, without a -wal beside it.
 	pub fn close_shared() {
 		for store in STORES.lock().unwrap_or_else(PoisonError::into_inner).values() {
-			let mut opened = store.opened.lock().unwrap_or_else(PoisonError::into_inner);
-			if opened.as_ref().is_some_and(|opened| opened.process == std::process::id()) {
-				*opened = None;
+			let mut state = store.state.lock().unwrap_or_else(PoisonError::into_inner);
+			if state.opened.as_ref().is_some_and(|opened| opened.process == std::process::id()) {
+				state.opened = None;
 			}
 		}
 	}
@@ -105,7 +124,7 @@ impl SqliteStore {
 	/// A store with a connection of its own.
 	#[must_use]
 	pub fn new(path: &Path, lock_wait: Duration) -> Self {
-		Self { path: path.to_owned(), lock_wait, vfs: None, opened: Mutex::default() }
+		Self { path: path.to_owned(), lock_wait, vfs: None, state: Mutex::default() }
 	}
 
 	/// Runs `work` on the connection, opening it where needed. After an error that may come from the connection or
@@ -116,7 +135,7 @@ impl SqliteStore {
 		doing: &str,
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
-		self.run(doing, |opened| {
+		self.run(doing, Needs::Reading, |opened| {
 			opened.check_files()?;
 			work(&opened.connection)
 		})
@@ -129,7 +148,7 @@ impl SqliteStore {
 		doing: &str,
 		work: impl FnOnce(&Connection) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
-		self.run(doing, |opened| {
+		self.run(doing, Needs::Writing, |opened| {
 			opened.check_files()?;
 			let done = work(&opened.connection)?;
 			opened.check_files()?;
@@ -137,29 +156,30 @@ impl SqliteStore {
 		})
 	}
 
+	/// Nobody waits again for a lock that somebody has waited for in vain, until a pause is over.
 	pub(super) fn run<T>(
 		&self,
 		doing: &str,
+		needs: Needs,
 		work: impl FnOnce(&Opened) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
-		let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+		let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+		let State { opened, writing, reading } = &mut *state;
+		reading.check()?;
+		if needs == Needs::Writing {
+			writing.check()?;
+		}
 		let current = match &mut *opened {
 			Some(current) => current,
-			none => {
-				let mut connection = self.open()?;
-				let files = Files::of(&self.path)
-					.map(Arc::new)
-					.map_err(|error| self.unavailable("cannot be looked at", error))?;
-				let checkpointer =
-					Checkpointer::attach(&mut connection, &self.path, Arc::clone(&files), self.lock_wait)
-						.map_err(|error| self.explain("opening", error))?;
-				none.insert(Opened {
-					_checkpointer: checkpointer,
-					connection,
-					process: std::process::id(),
-					files,
-				})
-			}
+			none => match self.open_all() {
+				Ok(current) => none.insert(current),
+				Err(error) => {
+					if is_locked(&error) {
+						reading.trip(&error);
+					}
+					return Err(error);
+				}
+			},
 		};
 		if current.process != std::process::id() {
 			return Err(StoreError::Unusable {
@@ -170,32 +190,51 @@ impl SqliteStore {
 				source: None,
 			});
 		}
-		match work(current) {
-			Ok(done) => Ok(done),
-			Err(Trouble::Store(error)) => Err(error),
+		let done = work(current);
+		if matches!(done, Ok(_) | Err(Trouble::Store(_))) {
+			reading.reset();
+			if needs == Needs::Writing {
+				writing.reset();
+			}
+		}
+		let error = match done {
+			Ok(done) => return Ok(done),
+			Err(Trouble::Store(error)) => return Err(error),
 			Err(Trouble::Replaced(file)) => {
 				*opened = None;
-				Err(StoreError::Unusable {
+				return Err(StoreError::Unusable {
 					problem: format!(
 						"the file {} of the database was deleted or replaced while it was in use; the next call opens what \
 						 lies there now",
 						file.display()
 					),
 					source: None,
-				})
+				});
 			}
-			Err(Trouble::Sqlite(error)) => {
-				if !matches!(
-					error.sqlite_error_code(),
-					Some(
-						ErrorCode::ConstraintViolation | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked
-					)
-				) {
-					*opened = None;
-				}
-				Err(self.explain(doing, error))
+			Err(Trouble::Sqlite(error)) => error,
+		};
+		let code = error.sqlite_error_code();
+		let error = self.explain(doing, error);
+		match code {
+			Some(ErrorCode::ConstraintViolation) => (),
+			Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) if needs == Needs::Writing => {
+				writing.trip(&error);
 			}
+			Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => reading.trip(&error),
+			_ => *opened = None,
 		}
+		Err(error)
+	}
+
+	fn open_all(&self) -> Result<Opened, StoreError> {
+		let mut connection = self.open()?;
+		let files = Files::of(&self.path)
+			.map(Arc::new)
+			.map_err(|error| self.unavailable("cannot be looked at", error))?;
+		let checkpointer =
+			Checkpointer::attach(&mut connection, &self.path, Arc::clone(&files), self.lock_wait)
+				.map_err(|error| self.explain("opening", error))?;
+		Ok(Opened { _checkpointer: checkpointer, connection, process: std::process::id(), files })
 	}
 
 	pub(super) fn open(&self) -> Result<Connection, StoreError> {
@@ -323,6 +362,16 @@ impl SqliteStore {
 			source: Some(Box::new(source)),
 		}
 	}
+}
+
+/// Whether somebody else has a lock that is needed.
+fn is_locked(error: &StoreError) -> bool {
+	let StoreError::Unavailable { source, .. } = error else { return false };
+	let error = source.downcast_ref::<rusqlite::Error>();
+	matches!(
+		error.and_then(rusqlite::Error::sqlite_error_code),
+		Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+	)
 }
 
 /// How work on the connection failed.
