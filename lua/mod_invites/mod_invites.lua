@@ -121,7 +121,7 @@ local function open_handle()
 		storage = storage;
 		path = prosody.paths.data.."/invites.sqlite3";
 		-- The server serves nobody while it waits; an operator at a prompt can wait longer.
-		lock_wait_ms = is_prosodyctl and 10000 or 500;
+		lock_wait_ms = is_prosodyctl and 10000 or 50;
 		deadline = deadline and is_prosodyctl and math.max(deadline, 10) or deadline;
 		postgresql = module:get_option_string("invite_postgresql");
 		bundled = {
@@ -484,11 +484,17 @@ function create_invite(wanted)
 	return create(any_request(wanted));
 end
 
--- Creates many invites that are alike, in a few transactions: a list of them. Handlers see all before any is stored.
+-- So many are made in a second or two, in which a server serves nobody.
+local MAX_AT_ONCE = 10000;
+
+-- Creates many invites that are alike, up to 10,000, in a few transactions: a list of them. Handlers see all before any is stored.
 -- Only an operator does that: nobody's limits apply.
 function create_invites(wanted, number)
 	local request, additional_data, problem_text = any_request(wanted);
 	if not request then return not_created(nil, additional_data, problem_text); end
+	if type(number) ~= "number" or number < 1 or number % 1 ~= 0 or number > MAX_AT_ONCE then
+		return not_created(nil, "bad-request", ("the number of invites must be between 1 and %d"):format(MAX_AT_ONCE));
+	end
 	request.by_operator = true;
 	if request.type == "register" and request.username then
 		return not_created(nil, "bad-request", "only one invite at a time can be bound to a username");
@@ -528,6 +534,54 @@ function may_invite(username, kind)
 	if invite then return true; end
 	if limit then return nil, condition, text, limit; end
 	return failed(condition, text);
+end
+
+--- the end of many
+
+-- Seconds between two batches of work: little enough is done at a time that nobody else waits. And until what somebody
+-- else is about to redeem, or the storage, is asked for again.
+local BATCH_PAUSE, BATCH_RETRY = 0.1, 1;
+
+local is_ending = false;
+
+-- Ends a batch of the invites that count as revoked since a deletion or the like: what is ended, and whether that was
+-- all. Nil, a condition and a text if the storage fails.
+local function end_more()
+	local ended, over, is_more = handle:end_more();
+	if not ended then return nil, over, is_more; end
+	for _, summary in ipairs(ended) do
+		protected.fire("invite-revoked", summary);
+	end
+	for _, ending in ipairs(over) do
+		if ending.scope == "depending" and not is_prosodyctl then
+			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked", ending.username,
+				ending.ended);
+		end
+	end
+	return ended, not is_more;
+end
+
+-- Begins to do that batch by batch, unless it is done already.
+local function end_soon()
+	if is_ending or is_prosodyctl then return; end
+	is_ending = true;
+	protected.timer(BATCH_PAUSE, "Ending the invites of a user", function ()
+		local ended, is_all, text = end_more();
+		if ended and not is_all then return ended[1] and BATCH_PAUSE or BATCH_RETRY; end
+		is_ending = false; -- tidy() looks for more
+		if not ended then failed(is_all, text); end
+	end, BATCH_RETRY);
+end
+
+-- Does it at once, in a process that nobody waits for.
+local function end_now()
+	local ended, is_all, text;
+	repeat
+		ended, is_all, text = end_more();
+		if not ended then return failed(is_all, text); end
+		native.let_others_write();
+	until is_all;
+	return true;
 end
 
 --- looking at invites
@@ -618,18 +672,26 @@ function revoke(named, reason, by)
 	return revoke_key(key, reason, by);
 end
 
--- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch, all at once: how
--- many those were.
+-- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch. From then on none of
+-- them is good: how many were ended, and whether a server is yet to end others, a batch at a time.
 function revoke_inviter(username, is_branch, reason, by)
 	import_bundled();
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
-	local revoked, condition, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
-	if not revoked then return failed(condition, text); end
+	local revoked, inviters, alone = handle:revoke_inviter(inviter, is_branch or false, reason, by);
+	if not revoked then return failed(inviters, alone); end
 	for _, summary in ipairs(revoked) do
 		protected.fire("invite-revoked", summary);
 	end
-	return #revoked;
+	if not inviters then return #revoked; end
+	if not is_prosodyctl then
+		end_soon();
+		return #revoked, true;
+	end
+	if not end_now() then return nil, "internal-server-error"; end
+	local ended, condition, text = handle:ended_of(inviters);
+	if not ended then return failed(condition, text); end
+	return alone + ended;
 end
 
 -- Revokes an invite of any kind by its token. Also true if there is no such invite.
@@ -875,7 +937,7 @@ function use(token)
 end
 
 if module.host ~= "*" and not problem then
-	redemption.hook(native, handle, validate, form, report, metrics.refused);
+	redemption.hook(native, handle, validate, form, report, metrics.refused, end_soon);
 	metrics.hook(handle);
 end
 
@@ -890,15 +952,15 @@ end
 
 --- expiry and history
 
--- Seconds between two looks for what has expired or has been history for long enough, and between two batches of it:
--- little enough is done at a time that nobody else waits.
-local TIDY_INTERVAL, BATCH_PAUSE = 60, 0.1;
+-- Seconds between two looks for what has expired or has been history for long enough.
+local TIDY_INTERVAL = 60;
 
 -- Invites that are purged in one batch. They lie all over the file, so each costs a page.
 local PURGED = 25;
 
 local function tidy()
 	redemption.settle_own();
+	end_soon();
 	local ended, condition, text = handle:end_expired();
 	if not ended then
 		failed(condition, text);
@@ -914,6 +976,7 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
+	end_soon();
 	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	protected.hook_global("server-started", function () native.close(); end, 1000);

@@ -247,6 +247,8 @@ local revoke_inviter = of_host(function (options, invites, native)
 	else
 		prosodyctl.print(("%d open invites of %s@%s%s were revoked"):format(revoked, options.inviter, options.host,
 			options.branch and " and the user's branch" or ""));
+		-- The server did it, which has the invites to itself.
+		if condition then prosodyctl.print("The others are not good any more either, and are being revoked"); end
 	end
 	return 0;
 end);

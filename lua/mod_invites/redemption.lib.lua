@@ -63,9 +63,6 @@ local redemption = {};
 
 local DEPENDS_ON_NOBODY = {};
 
--- As the library says it.
-local ACCOUNT_GONE = "the account that it depends on was deleted";
-
 -- What the library has told of an invite that it validated. It never changes, and need not be read again.
 function redemption.remember(invite, depends_on, is_reset)
 	abouts[invite] = depends_on and { depends_on = depends_on, is_reset = is_reset } or DEPENDS_ON_NOBODY;
@@ -94,12 +91,12 @@ local function under_way(library)
 	return of_host;
 end
 
-function redemption.hook(library, handle, validate, form, report, count_refusal)
+function redemption.hook(library, handle, validate, form, report, count_refusal, end_soon)
 	local kept = under_way(library);
 	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
-	-- Accounts that were deleted while the storage failed, and when.
-	local deleted = kept.deleted or {};
-	kept.deleted = deleted;
+	-- What happened to accounts while the storage failed, and ends invites: { method, username, at }, each once.
+	local late = kept.late or {};
+	kept.late = late;
 	local is_reviewing = false;
 	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
 
@@ -228,26 +225,40 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		end
 	end
 
-	-- Revokes what depended on the accounts that were deleted while the storage failed. A name may have another owner by
-	-- now, and what was made since is not touched. Whether all is done.
-	local function retire_late()
-		local username, deleted_at = next(deleted);
-		while username do
-			local after;
-			repeat
-				local summaries, next_after = handle:list({ inviter = username }, after);
-				if not summaries then return false; end
-				for _, summary in ipairs(summaries) do
-					local key = summary.created_at <= deleted_at and handle:resolve(summary.id);
-					local revoked, condition;
-					if key then revoked, condition = handle:revoke(key, ACCOUNT_GONE); end
-					if condition == "internal-server-error" then return false; end
-					if revoked then fire("invite-revoked", revoked); end
-				end
-				after = next_after;
-			until not after;
-			deleted[username] = nil;
-			username, deleted_at = next(deleted);
+	-- Ends the invites that end with something that happened to an account, by this method of the handle: now, or `at` an
+	-- earlier time. If the storage fails, that is tried again, with the time at which it happened: a name may have another
+	-- owner by then, and what was made since is not touched. Whether it is done.
+	local function end_invites(method, username, at)
+		local ended, is_more, text = handle[method](handle, username, at);
+		if not ended then
+			if not at then
+				report(text);
+				late[method.." "..username] = { method = method, username = username, at = handle:now() };
+				looks_since_failure = 0;
+				kept.review_soon();
+			end
+			return false;
+		end
+		if method == "retire_depending" and is_more then
+			module:log("info", "The account %s was deleted: the open invites that depended on it are not good any more, and are "
+				.."being revoked", username);
+		elseif method == "retire_depending" and ended[1] then
+			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked", username, #ended);
+		end
+		for _, summary in ipairs(ended) do
+			fire("invite-revoked", summary);
+		end
+		if is_more then end_soon(); end
+		return true;
+	end
+
+	-- Whether all is done.
+	local function end_late()
+		local key, event = next(late);
+		while key do
+			if not end_invites(event.method, event.username, event.at) then return false; end
+			late[key] = nil;
+			key, event = next(late);
 		end
 		return true;
 	end
@@ -260,20 +271,20 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		for _, attempt in ipairs(all) do
 			protected.call("Looking after the claim of a registration failed and is tried again", review_attempt, attempt);
 		end
-		if (is_any_left or next(deleted)) and looks_since_failure >= retry_pause then
+		if (is_any_left or next(late)) and looks_since_failure >= retry_pause then
 			local _, condition = handle:release_left();
-			is_any_left = condition == "internal-server-error" or not retire_late();
+			is_any_left = condition == "internal-server-error" or not end_late();
 			retry_pause = is_any_left and math.min(retry_pause * 2, LAST_RETRY) or FIRST_RETRY;
 			looks_since_failure = 0;
 		end
-		is_reviewing = is_any_left or next(attempts) ~= nil or next(deleted) ~= nil;
+		is_reviewing = is_any_left or next(attempts) ~= nil or next(late) ~= nil;
 		return is_reviewing and REVIEW_INTERVAL or nil;
 	end
 
 	-- Begins to review, unless that is done already. Called through `kept`: the timers of an instance that a reload has
 	-- replaced are over.
 	function kept.review_soon()
-		if (is_any_left or next(attempts) or next(deleted)) and not is_reviewing then
+		if (is_any_left or next(attempts) or next(late)) and not is_reviewing then
 			is_reviewing = true;
 			protected.timer(0, "Looking after the claims of registrations", review, 1);
 		end
@@ -563,19 +574,12 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 
 	protected.wrap("user-registered", CHANGED, after_account_change, take_promise_away);
 
-	local function tell_revoked(retired, condition, text)
-		for _, summary in ipairs(retired or {}) do
-			fire("invite-revoked", summary);
-		end
-		if condition == "internal-server-error" then report(text); end
-	end
-
 	-- A new password ends every reset that is open. Some callers say no more than whose it is.
 	protected.wrap("user-password-reset", CHANGED, function (handlers, event_name, event)
 		local ret = after_account_change(handlers, event_name, event);
 		local username = type(event) == "table" and event.username or event;
 		username = type(username) == "string" and nodeprep(username);
-		if username then tell_revoked(handle:retire_resets(username)); end
+		if username then end_invites("retire_resets", username); end
 		return ret;
 	end, take_promise_away);
 
@@ -583,7 +587,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		if event.host ~= module.host then return; end
 		-- This very password was set by a reset (13.0.2 and later say so), which is yet to be redeemed.
 		if own_attempt(event.username) then return; end
-		tell_revoked(handle:retire_resets(event.username));
+		end_invites("retire_resets", event.username);
 	end);
 
 	protected.hook_global("user-deleted", function (event)
@@ -595,16 +599,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal)
 		for _, other in pairs(attempts) do
 			if other.invite and other.invite.inviter == event.username then other.is_inviter_deleted = true; end
 		end
-		local retired, condition, text = handle:retire_depending(event.username);
-		if retired and retired[1] then
-			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked",
-				event.username, #retired);
-		end
-		tell_revoked(retired, condition, text);
-		if condition == "internal-server-error" then
-			deleted[event.username], looks_since_failure = handle:now(), 0;
-			kept.review_soon();
-		end
+		end_invites("retire_depending", event.username);
 	end);
 
 	--- presenting a token before registering (XEP-0445)
