@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use prosody_invites::clock::Timestamp;
 use prosody_invites::error::InviteError;
-use prosody_invites::invite::Type;
+use prosody_invites::invite::{Invite, Type};
 use prosody_invites::invites::{Attempt, Invites, Request};
 use prosody_invites::redemption::{Account, LEASE, Purpose};
 use prosody_invites::store::Store;
@@ -27,6 +27,7 @@ use prosody_invites::store::memory::MemoryStore;
 use prosody_invites::store::postgres::PostgresStore;
 use prosody_invites::store::sqlite::SqliteStore;
 use prosody_invites::token::{Nonce, Token};
+use prosody_invites::value::{Table, Value};
 
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -39,6 +40,8 @@ const HOLDERS: usize = 4;
 enum Step {
 	Create {
 		bound: Option<usize>,
+		/// The name of the local user who makes it.
+		inviter: Option<usize>,
 		max_uses: Option<u32>,
 		ttl: i64,
 	},
@@ -80,6 +83,13 @@ enum Step {
 		seconds: i64,
 	},
 	EndExpired,
+	/// The invites of a user end, who has more than are ended at once.
+	EndMany {
+		inviter: usize,
+		is_deleted: bool,
+	},
+	/// A batch of those is ended.
+	EndMore,
 	/// The process dies: nobody knows the claims that it held, and the store is opened anew.
 	Crash,
 }
@@ -88,8 +98,8 @@ fn step() -> impl Strategy<Value = Step> {
 	let (invite, holder, name) = (0..4usize, 0..HOLDERS, 0..NAMES.len());
 	let max_uses = prop_oneof![3 => Just(Some(1)), 1 => Just(Some(2)), 1 => Just(None)];
 	prop_oneof![
-		3 => (prop::option::of(name.clone()), max_uses, prop_oneof![Just(30), Just(300)])
-			.prop_map(|(bound, max_uses, ttl)| Step::Create { bound, max_uses, ttl }),
+		3 => (prop::option::of(name.clone()), prop::option::of(name.clone()), max_uses, prop_oneof![Just(30), Just(300)])
+			.prop_map(|(bound, inviter, max_uses, ttl)| Step::Create { bound, inviter, max_uses, ttl }),
 		2 => invite.clone().prop_map(|invite| Step::Get { invite }),
 		6 => (holder.clone(), invite.clone(), name.clone())
 			.prop_map(|(holder, invite, name)| Step::Claim { holder, invite, name }),
@@ -100,7 +110,9 @@ fn step() -> impl Strategy<Value = Step> {
 		1 => holder.prop_map(|holder| Step::Renew { holder }),
 		1 => invite.clone().prop_map(|invite| Step::Revoke { invite }),
 		1 => (invite, any::<bool>()).prop_map(|(invite, paused)| Step::SetPaused { invite, paused }),
-		1 => name.prop_map(|name| Step::CheckName { name }),
+		1 => name.clone().prop_map(|name| Step::CheckName { name }),
+		1 => (name, any::<bool>()).prop_map(|(inviter, is_deleted)| Step::EndMany { inviter, is_deleted }),
+		1 => Just(Step::EndMore),
 		2 => prop_oneof![Just(1), Just(31), Just(LEASE + 1)].prop_map(|seconds| Step::Wait { seconds }),
 		1 => Just(Step::EndExpired),
 		1 => Just(Step::Crash),
@@ -110,12 +122,15 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Debug)]
 struct ModelInvite {
 	bound: Option<usize>,
+	inviter: Option<usize>,
 	max_uses: Option<u32>,
 	expires: Timestamp,
 	uses: u32,
 	revoked: bool,
 	paused: bool,
 	ended: bool,
+	/// Whether it was ended with others, and nobody was told so yet.
+	is_untold: bool,
 }
 
 impl ModelInvite {
@@ -126,6 +141,10 @@ impl ModelInvite {
 	fn count(&mut self) {
 		self.uses += 1;
 		self.ended |= self.is_spent();
+		if self.is_untold && self.is_spent() {
+			// Whoever was let in has used it up before its turn to be ended came.
+			(self.revoked, self.is_untold) = (false, false);
+		}
 	}
 }
 
@@ -159,7 +178,7 @@ fn done(word: impl ToString) -> Answer {
 }
 
 impl Model {
-	fn create(&mut self, bound: Option<usize>, max_uses: Option<u32>, ttl: i64) {
+	fn create(&mut self, bound: Option<usize>, inviter: Option<usize>, max_uses: Option<u32>, ttl: i64) {
 		for older in
 			self.invites.iter_mut().filter(|older| bound.is_some() && older.bound == bound && !older.ended)
 		{
@@ -167,8 +186,10 @@ impl Model {
 			older.ended = true;
 		}
 		let expires = self.now + ttl;
-		let (uses, revoked, paused, ended) = (0, false, false, false);
-		self.invites.push(ModelInvite { bound, max_uses, expires, uses, revoked, paused, ended });
+		let (uses, revoked, paused, ended, is_untold) = (0, false, false, false, false);
+		let invite =
+			ModelInvite { bound, inviter, max_uses, expires, uses, revoked, paused, ended, is_untold };
+		self.invites.push(invite);
 	}
 
 	fn get(&self, invite: usize) -> Answer {
@@ -274,7 +295,7 @@ struct Run<'a> {
 	nonces: Vec<(usize, usize, Nonce)>,
 }
 
-fn said<T>(result: Result<T, InviteError>, word: impl Fn(T) -> String) -> Answer {
+fn said<T>(result: Result<T, InviteError>, word: impl FnOnce(T) -> String) -> Answer {
 	result.map(word).map_err(|error| error.condition())
 }
 
@@ -297,8 +318,8 @@ impl Run<'_> {
 	fn take(&mut self, step: &Step) -> (Answer, Answer) {
 		let now = self.model.now;
 		match *step {
-			Step::Create { bound, max_uses, ttl } => {
-				self.model.create(bound, max_uses, ttl);
+			Step::Create { bound, inviter, max_uses, ttl } => {
+				self.model.create(bound, inviter, max_uses, ttl);
 				let request = Request {
 					invite_type: Type::Register,
 					username: bound.map(|name| NAMES[name].to_owned()),
@@ -308,7 +329,14 @@ impl Run<'_> {
 					ttl: Some(ttl),
 					max_uses,
 				};
-				let (invite, token) = self.invites.prepare(request, now).unwrap();
+				let (mut invite, token) = self.invites.prepare(request, now).unwrap();
+				if let Some(inviter) = inviter {
+					let source = format!("{}@{}", NAMES[inviter], self.host);
+					let data = [(Value::text("source"), Value::text(&source))].into_iter().collect();
+					let fields: Table =
+						[(Value::text("additional_data"), Value::Table(data))].into_iter().collect();
+					invite.fields = fields.into();
+				}
 				self.tokens.push(token);
 				(done(""), said(self.invites.save(&invite), |_| String::new()))
 			}
@@ -409,17 +437,63 @@ impl Run<'_> {
 				(done(""), done(""))
 			}
 			Step::EndExpired => {
-				let due =
-					self.model.invites.iter_mut().filter(|invite| !invite.ended && now > invite.expires);
-				let ended = due.map(|invite| invite.ended = true).count();
+				let is_due =
+					|invite: &&mut ModelInvite| (!invite.ended || invite.is_untold) && now > invite.expires;
+				let due = self.model.invites.iter_mut().filter(is_due);
+				let ended = due.map(|invite| (invite.ended, invite.is_untold) = (true, false)).count();
 				(done(ended), said(self.invites.end_expired(100, now), |ended| ended.len().to_string()))
+			}
+			Step::EndMany { inviter, is_deleted } => {
+				for invite in self.model.invites.iter_mut().filter(|invite| invite.inviter == Some(inviter)) {
+					if !invite.ended {
+						(invite.revoked, invite.ended, invite.is_untold) = (true, true, true);
+					}
+				}
+				let name = NAMES[inviter];
+				let ended = if is_deleted {
+					self.invites.retire_depending(name, None, now)
+				} else {
+					self.invites.revoke_inviter(name, false, None, None, now)
+				};
+				let told = said(ended, |ended| self.hear(&ended.invites));
+				(done(""), told)
+			}
+			Step::EndMore => {
+				let more = self.invites.end_more(now);
+				(done(""), said(more, |more| self.hear(&more.invites)))
 			}
 			Step::Crash => {
 				self.held = vec![None; HOLDERS];
-				self.invites = Invites::new(self.host.clone(), self.stores.after_a_crash());
+				self.invites = opened(&self.host, self.stores.after_a_crash());
 				(done(""), done(""))
 			}
 		}
+	}
+
+	/// Hears that invites were ended, of which nobody has heard that yet; what is wrong with that.
+	fn hear(&mut self, ended: &[Invite]) -> String {
+		let mut wrong = String::new();
+		for invite in ended {
+			let index = self.tokens.iter().position(|token| token.digest() == invite.digest).unwrap();
+			let known = &mut self.model.invites[index];
+			if !std::mem::take(&mut known.is_untold) || invite.revoked_at.is_none() {
+				wrong += &format!("{index} is told, and is {known:?} ");
+			}
+		}
+		wrong
+	}
+
+	/// Ends what is left to be ended, and everything was told.
+	fn end_all(&mut self) -> Result<(), TestCaseError> {
+		for _ in 0..=self.tokens.len() {
+			let more = self.invites.end_more(self.model.now).unwrap();
+			prop_assert_eq!(self.hear(&more.invites), "");
+			if !more.is_more {
+				break;
+			}
+		}
+		prop_assert!(self.model.invites.iter().all(|invite| !invite.is_untold));
+		Ok(())
 	}
 
 	/// Uses are never more than the limit, and as many as the model counts.
@@ -442,6 +516,11 @@ trait Stores {
 	fn after_a_crash(&mut self) -> Arc<dyn Store>;
 }
 
+/// Of more than one invite, the end of the others is under way.
+fn opened(host: &str, store: Arc<dyn Store>) -> Invites {
+	Invites::new(host.to_owned(), store).in_batches_of(1)
+}
+
 fn agrees_with_the_model(cases: u32, stores: impl Stores) {
 	let (hosts, stores) = (AtomicU64::new(0), RefCell::new(stores));
 	let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
@@ -449,7 +528,7 @@ fn agrees_with_the_model(cases: u32, stores: impl Stores) {
 		let mut stores = stores.borrow_mut();
 		let host = format!("{}.example", hosts.fetch_add(1, Ordering::Relaxed));
 		let mut run = Run {
-			invites: Invites::new(host.clone(), stores.for_a_case()),
+			invites: opened(&host, stores.for_a_case()),
 			host,
 			stores: &mut *stores,
 			tokens: Vec::new(),
@@ -461,6 +540,8 @@ fn agrees_with_the_model(cases: u32, stores: impl Stores) {
 			let (expected, found) = run.take(step);
 			prop_assert_eq!(expected, found, "at {:?}", step);
 		}
+		run.check_counts()?;
+		run.end_all()?;
 		run.check_counts()
 	});
 	if let Err(difference) = run {

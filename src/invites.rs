@@ -80,6 +80,7 @@ pub struct Invites {
 	store: Arc<dyn Store>,
 	at_rest: AtRest,
 	orphans: Arc<Mutex<Vec<Orphan>>>,
+	batch: usize,
 }
 
 /// A claim that nobody holds, and that may be there all the same: the call that made or released it failed.
@@ -93,13 +94,19 @@ struct Orphan {
 impl Invites {
 	/// The invites of `host`, as Prosody writes it, in `store`.
 	pub fn new(host: String, store: Arc<dyn Store>) -> Self {
-		Self { host, store, at_rest: AtRest::Plain, orphans: Arc::default() }
+		Self { host, store, at_rest: AtRest::Plain, orphans: Arc::default(), batch: ending::BATCH }
 	}
 
 	/// The same, keeping so much of the tokens.
 	#[must_use]
 	pub fn keeping(self, at_rest: AtRest) -> Self {
 		Self { at_rest, ..self }
+	}
+
+	/// The same, ending so many invites at once.
+	#[must_use]
+	pub fn in_batches_of(self, batch: usize) -> Self {
+		Self { batch, ..self }
 	}
 
 	/// The host.

@@ -967,7 +967,7 @@ local function tidy()
 		return TIDY_INTERVAL;
 	end
 	for _, summary in ipairs(ended) do
-		protected.fire("invite-expired", summary);
+		protected.fire(summary.state == "revoked" and "invite-revoked" or "invite-expired", summary);
 	end
 	if ended[1] then return BATCH_PAUSE; end
 	if history_age == math.huge then return TIDY_INTERVAL; end

@@ -169,9 +169,11 @@ def _truncated(path: Path) -> Iterator[None]:
 
 
 def _newer(path: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(path)) as connection:
+        schema, = connection.execute("PRAGMA user_version").fetchone()
     _execute(path, "PRAGMA user_version = 99")
     yield
-    _execute(path, "PRAGMA user_version = 3")
+    _execute(path, f"PRAGMA user_version = {schema}")
 
 
 def _of_another_program(path: Path) -> Iterator[None]:
@@ -197,7 +199,7 @@ TROUBLES = {
     "in a read-only directory": (_directory_read_only, CHOWN),
     "garbage": (_garbage, DAMAGED),
     "truncated": (_truncated, DAMAGED),
-    "newer": (_newer, "has schema 99, this version of mod_invites knows schemas up to 3: install the newer version"),
+    "newer": (_newer, "has schema 99, this version of mod_invites knows schemas up to "),
     "of another program": (_of_another_program, "is an SQLite database of another program: move it away"),
 }
 

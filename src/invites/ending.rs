@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::slice;
 
-use super::{AtRest, Invites, all_stored, check_reason, invite, last_of_full_page, revoke_superseded};
+use super::{
+	AtRest, Invites, all_stored, check_reason, invite, invites, last_of_full_page, revoke_superseded,
+};
 use crate::clock::Timestamp;
 use crate::ending::{Ending, Scope, Tie};
 use crate::error::InviteError;
@@ -18,7 +20,7 @@ pub(super) const ACCOUNT_GONE: &str = "the account that it depends on was delete
 const CHANGED: &str = "the password was changed";
 
 /// Invites that are ended in one transaction: others wait for it.
-const BATCH: usize = 50;
+pub(super) const BATCH: usize = 50;
 
 /// Users whose invites begin to end in one transaction, and endings that one goes on with.
 const ENDINGS: usize = 100;
@@ -180,7 +182,7 @@ impl Invites {
 
 	/// Invites that are ended at once. A store that keeps no history keeps no endings either, and forgets what is revoked.
 	fn batch(&self) -> usize {
-		if self.carries().history { BATCH } else { usize::MAX }
+		if self.carries().history { self.batch } else { usize::MAX }
 	}
 
 	/// Goes on with the ends of many that are under way: ends a batch of invites.
@@ -193,7 +195,7 @@ impl Invites {
 		Ok(self.write(doing, &[], |rows| {
 			let mut more = EndedMore::default();
 			for mut ending in rows.endings(Endings::Due(now, ENDINGS_AT_ONCE))? {
-				let mut ended = end_batch(rows, &ending, BATCH.saturating_sub(more.invites.len()))?;
+				let mut ended = end_batch(rows, &ending, self.batch.saturating_sub(more.invites.len()))?;
 				ending.ended = ending.ended.saturating_add(u32::try_from(ended.len()).unwrap_or(u32::MAX));
 				if is_any_left(rows, &ending)? {
 					ending.due = Ending::UNDER_WAY;
@@ -206,7 +208,7 @@ impl Invites {
 					rows.remove_ending(&ending)?;
 				}
 				more.invites.append(&mut ended);
-				if more.invites.len() >= BATCH {
+				if more.invites.len() >= self.batch {
 					break;
 				}
 			}
@@ -266,7 +268,8 @@ impl Invites {
 		})?)
 	}
 
-	/// Ends some of the invites that have expired, and returns them: each once, to whichever server asks first.
+	/// Ends some of the invites that have expired, and returns them: each once, to whichever server asks first. What the end
+	/// of many covers is revoked instead: who has validated it must not claim it any more.
 	pub fn end_expired(&self, limit: u32, now: Timestamp) -> Result<Vec<Invite>, InviteError> {
 		let doing = "ending expired invites";
 		// Nearly always there is none.
@@ -274,8 +277,8 @@ impl Invites {
 			return Ok(Vec::new());
 		}
 		Ok(self.write(doing, &[], |rows| {
-			let mut ended = all_stored(rows, Pick::Due(now), limit)?;
-			for invite in &mut ended {
+			let mut ended = invites(rows, Pick::Due(now), limit)?;
+			for invite in ended.iter_mut().filter(|invite| invite.ended_at.is_none()) {
 				invite.ended_at = invite.expires;
 			}
 			rows.update(&ended)?;
