@@ -960,12 +960,12 @@ local PURGED = 25;
 
 local function tidy()
 	redemption.settle_own();
-	end_soon();
 	local ended, condition, text = handle:end_expired();
 	if not ended then
 		failed(condition, text);
 		return TIDY_INTERVAL;
 	end
+	end_soon(); -- what another process has begun, or this one before it was started again
 	for _, summary in ipairs(ended) do
 		protected.fire(summary.state == "revoked" and "invite-revoked" or "invite-expired", summary);
 	end
@@ -976,7 +976,6 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	end_soon();
 	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	protected.hook_global("server-started", function () native.close(); end, 1000);

@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import bench_busy
 from bench_latency import Latency, ping_under_load
 from bench_plot import plot
 from bench_sides import (
@@ -247,6 +248,15 @@ class Report:
         self.bars.append(Bar("ping under load, p99, ms more than idle", latency.loaded_p99 - latency.idle_p99, 20))
         self.bars.append(Bar("ping under load, worst, ms more than idle", latency.loaded_worst - latency.idle_worst, 50))
 
+    def judge_busy(self, busy: bench_busy.Busy) -> None:
+        for waits in busy.waits:
+            for what, measured, limit in (("p99", waits.p99, bench_busy.P99), ("worst", waits.worst, bench_busy.WORST)):
+                self.bars.append(Bar(f"{waits.what}, beside {waits.beside}, {what}, ms more than idle", measured, limit))
+        creates = [statistics.median(next(iter(turns.values()))) for turns in busy.inviter.values()]
+        self.bars.append(Bar("create, growth with what the inviter has open", max(creates) / creates[0], 1.5))
+        self.bars.append(Bar("another process has the lock: others wait, ms in sum", busy.locked, 60))
+        self.notes.append(bench_busy.table(busy))
+
     def show(self) -> None:
         names = list(dict.fromkeys(name for _, _, name in self.samples))
         print(f"\nProsody {VERSION}; µs, median / p99")
@@ -334,6 +344,7 @@ def main() -> None:
                 report.judge_sides(sides, scratch)
             report.judge_start(scratch)
             report.judge_latency(ping_under_load(VERSION, scratch))
+            report.judge_busy(bench_busy.measure(VERSION, scratch))
         except Void as problem:
             sys.exit(f"There is nothing to compare: {problem}")
     report.show()

@@ -282,6 +282,10 @@ class Prosody:
             host=host,
         )
 
+    def can_store(self, host: str = "example.com") -> bool:
+        """Whether mod_invites can change something; nothing is changed. After a lock it waits for a while before it tries."""
+        return self.eval('return module:depends("invites").delete_account_invite("unknown");', host=host) is True
+
     def add_user(self, username: str, password: str, host: str = "example.com") -> None:
         """Create an account directly, for tests whose subject is not registration."""
         self.eval(

@@ -94,11 +94,12 @@ def end_leases(server: Prosody) -> None:
 
 @contextmanager
 def locked(server: Prosody) -> Iterator[None]:
-    """Nothing can be stored meanwhile."""
+    """Nothing can be stored meanwhile, and at the end something can again."""
     with closing(sqlite3.connect(server.data_path / "invites.sqlite3", isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")
         yield
         lock.execute("ROLLBACK")
+    until(server.can_store)
 
 
 def exists(server: Prosody, username: str) -> bool:

@@ -320,6 +320,8 @@ async def test_any_refusal_of_an_ad_hoc_command_is_a_sentence(make: Make, versio
             stored = outcome(await juliet.command(INVITE))
             database.execute("ROLLBACK")
         assert stored == "The invitation could not be stored, please try again later"
+        while not server.can_store():
+            pass
         assert outcome(await juliet.command(INVITE)) == "made"
 
 

@@ -66,6 +66,7 @@ def locked(server: Prosody) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
+    until(server.can_store)
 
 
 def accounts(server: Prosody) -> set[str]:

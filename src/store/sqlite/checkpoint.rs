@@ -42,6 +42,10 @@ pub(super) const MAX_PAGES: i32 = 8 * PAGES;
 /// busy neighbour makes for others.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
+/// A lock is waited for anew whenever somebody else has had it meanwhile, up to so often: those who have it for a moment each
+/// are no reason to give up.
+const TURNS: u32 = 10;
+
 /// Who waits so long for a lock serves nobody meanwhile (prosodyctl).
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -109,14 +113,22 @@ impl Checkpointer {
 			Ok(())
 		}))?;
 		let waiting = Arc::clone(&shared);
-		let mut since = Stopwatch::start();
+		let (mut begun, mut since, mut written) = (Stopwatch::start(), Stopwatch::start(), None);
 		connection.busy_handler(Some(move |looks| {
 			if looks == 0 {
-				since = Stopwatch::start();
+				(begun, since, written) =
+					(Stopwatch::start(), Stopwatch::start(), waiting.files.log_written());
 			}
 			std::thread::sleep(LOOK_INTERVAL);
-			let is_emptying = waiting.is_emptying.load(Ordering::Relaxed);
-			since.elapsed() < if is_emptying { EMPTYING } else { lock_wait }
+			if waiting.is_emptying.load(Ordering::Relaxed) {
+				return begun.elapsed() < EMPTYING;
+			}
+			let now = waiting.files.log_written();
+			if now != written && begun.elapsed() < lock_wait * TURNS {
+				// Several want it, and it goes from hand to hand.
+				(since, written) = (Stopwatch::start(), now);
+			}
+			since.elapsed() < lock_wait
 		}))?;
 		Ok(Self(shared))
 	}

@@ -29,6 +29,9 @@ const APPLICATION_ID: i32 = i32::from_be_bytes(*b"PInv");
 /// Between two attempts at something for which SQLite does not wait by itself.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
+/// So much longer than for a lock one waits once, until the database is there that another process is about to make.
+const OPENING: u32 = 10;
+
 const CANNOT_WRITE: &str = "cannot be written: give it, its -wal and -shm files and its directory to the user that Prosody \
 	runs as (chown), who must be allowed to write them (chmod)";
 
@@ -240,7 +243,7 @@ impl SqliteStore {
 	pub(super) fn open(&self) -> Result<Connection, StoreError> {
 		self.create_file()?;
 		// SQLite itself does not wait while another process turns a new file to WAL: it reports "busy" at once.
-		let attempts = self.lock_wait.as_millis() / RETRY_INTERVAL.as_millis();
+		let attempts = (self.lock_wait * OPENING).as_millis() / RETRY_INTERVAL.as_millis();
 		for _ in 0..attempts {
 			match self.connect() {
 				Err(Connecting::Sqlite(error))

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rusqlite::Connection;
 
@@ -76,6 +77,11 @@ impl Files {
 	/// Whether all of them still have their names.
 	pub(super) fn are_there(&self) -> bool {
 		[&self.database, &self.log, &self.index].into_iter().all(OpenFile::is_there)
+	}
+
+	/// When the log was written to last. Between two looks at which this differs, somebody has had the lock.
+	pub(super) fn log_written(&self) -> Option<SystemTime> {
+		self.log.path.metadata().and_then(|log| log.modified()).ok()
 	}
 
 	/// The path of one that was deleted, replaced or cut off.
