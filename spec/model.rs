@@ -120,6 +120,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each thing that can be true of it")]
 struct ModelInvite {
 	bound: Option<usize>,
 	inviter: Option<usize>,
@@ -472,15 +473,15 @@ impl Run<'_> {
 
 	/// Hears that invites were ended, of which nobody has heard that yet; what is wrong with that.
 	fn hear(&mut self, ended: &[Invite]) -> String {
-		let mut wrong = String::new();
+		let mut wrong = Vec::new();
 		for invite in ended {
 			let index = self.tokens.iter().position(|token| token.digest() == invite.digest).unwrap();
 			let known = &mut self.model.invites[index];
 			if !std::mem::take(&mut known.is_untold) || invite.revoked_at.is_none() {
-				wrong += &format!("{index} is told, and is {known:?} ");
+				wrong.push(format!("{index} is told, and is {known:?}"));
 			}
 		}
-		wrong
+		wrong.join("; ")
 	}
 
 	/// Ends what is left to be ended, and everything was told.

@@ -487,8 +487,8 @@ end
 -- So many are made in a second or two, in which a server serves nobody.
 local MAX_AT_ONCE = 10000;
 
--- Creates many invites that are alike, up to 10,000, in a few transactions: a list of them. Handlers see all before any is stored.
--- Only an operator does that: nobody's limits apply.
+-- Creates many invites that are alike, up to 10,000, in a few transactions: a list of them. Handlers see all before any
+-- is stored. Only an operator does that: nobody's limits apply.
 function create_invites(wanted, number)
 	local request, additional_data, problem_text = any_request(wanted);
 	if not request then return not_created(nil, additional_data, problem_text); end
@@ -672,8 +672,8 @@ function revoke(named, reason, by)
 	return revoke_key(key, reason, by);
 end
 
--- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch. From then on none of
--- them is good: how many were ended, and whether a server is yet to end others, a batch at a time.
+-- Revokes the open invites of a local user, and with `is_branch` of everybody in the user's branch. From then on none
+-- of them is good: how many were ended, and whether a server is yet to end others, a batch at a time.
 function revoke_inviter(username, is_branch, reason, by)
 	import_bundled();
 	local inviter = prepped(username);

@@ -247,7 +247,7 @@ def test_a_landing_page_is_the_link(make: Make) -> None:
     assert as_json["link"] == as_json["landing_page"] == f"https://x/{as_json['token']}"
 
 
-def test_none_is_lost_or_refused_when_all_create_at_once(make: Make) -> None:
+def test_none_is_lost_and_no_operator_refused_when_all_create_at_once(make: Make) -> None:
     server = make()
     made_by_server: list[str] = []
     with ThreadPoolExecutor(8) as operators:
@@ -257,7 +257,12 @@ def test_none_is_lost_or_refused_when_all_create_at_once(make: Make) -> None:
             made_by_server += server.eval(
                 """
                 local invites, tokens = module:depends("invites"), {};
-                for i = 1, 10 do tokens[i] = assert(invites.create_account()).token; end
+                for _ = 1, 10 do
+                    -- It waits for 50 ms, and not for as long as a slow disk keeps others at theirs.
+                    local invite, condition = invites.create_account();
+                    assert(invite or condition == "internal-server-error", condition);
+                    table.insert(tokens, invite and invite.token);
+                end
                 return tokens;
                 """
             )

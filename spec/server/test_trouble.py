@@ -226,8 +226,8 @@ async def test_while_the_database_is_broken_only_invites_fail_and_they_come_back
 
 
 LOCKED = "is locked by another process; try again"
-#: Seconds. The server serves nobody else while it waits for 50 ms.
-NOT_LONG = 0.5
+#: Seconds. The server serves nobody else while it waits for 50 ms, or for half a second until the database is open.
+NOT_LONG = 2
 
 
 def until_it_can_store(server: Prosody) -> None:

@@ -65,6 +65,8 @@ struct Shared {
 	is_patient: bool,
 	/// While it keeps others out to do so.
 	is_emptying: AtomicBool,
+	/// Whether the last wait for the lock was in vain, and nobody has written anything meanwhile.
+	is_stuck: AtomicBool,
 	log: Log,
 	worker: Mutex<Option<Worker>>,
 	/// Held while the thread moves pages: two cannot do that at once.
@@ -102,6 +104,7 @@ impl Checkpointer {
 			files,
 			is_patient: lock_wait >= PATIENCE,
 			is_emptying: AtomicBool::new(false),
+			is_stuck: AtomicBool::new(false),
 			log: Log::default(),
 			worker: Mutex::default(),
 			moving: Mutex::default(),
@@ -113,7 +116,8 @@ impl Checkpointer {
 			Ok(())
 		}))?;
 		let waiting = Arc::clone(&shared);
-		let (mut begun, mut since, mut written) = (Stopwatch::start(), Stopwatch::start(), None);
+		let (mut begun, mut since, mut written, mut turns) =
+			(Stopwatch::start(), Stopwatch::start(), None, 0);
 		connection.busy_handler(Some(move |looks| {
 			if looks == 0 {
 				(begun, since, written) =
@@ -124,13 +128,22 @@ impl Checkpointer {
 				return begun.elapsed() < EMPTYING;
 			}
 			let now = waiting.files.log_written();
-			if now != written && begun.elapsed() < lock_wait * TURNS {
+			if now != written {
 				// Several want it, and it goes from hand to hand.
-				(since, written) = (Stopwatch::start(), now);
+				(since, written, turns) = (Stopwatch::start(), now, turns + 1);
 			}
-			since.elapsed() < lock_wait
+			let may_wait = since.elapsed() < lock_wait && begun.elapsed() < lock_wait * TURNS;
+			waiting.is_stuck.store(!may_wait && turns == 0, Ordering::Relaxed);
+			may_wait
 		}))?;
 		Ok(Self(shared))
+	}
+}
+
+impl Checkpointer {
+	/// Whether the connection waited for a lock in vain that somebody holds and does nothing with.
+	pub(super) fn is_stuck(&self) -> bool {
+		self.0.is_stuck.load(Ordering::Relaxed)
 	}
 }
 

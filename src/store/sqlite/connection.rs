@@ -69,7 +69,7 @@ pub(super) enum Needs {
 #[derive(Debug)]
 pub(super) struct Opened {
 	/// Dropped before the connection, which is to be the last: how it is closed is decided here.
-	_checkpointer: Checkpointer,
+	checkpointer: Checkpointer,
 	connection: Connection,
 	/// Who opened it: not to be used by a child of that process.
 	process: u32,
@@ -217,9 +217,12 @@ impl SqliteStore {
 			Err(Trouble::Sqlite(error)) => error,
 		};
 		let code = error.sqlite_error_code();
+		// Whom others have kept out by writing one after the other gets its turn sooner or later.
+		let is_stuck = opened.as_ref().is_none_or(|opened| opened.checkpointer.is_stuck());
 		let error = self.explain(doing, error);
 		match code {
 			Some(ErrorCode::ConstraintViolation) => (),
+			Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) if !is_stuck => (),
 			Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) if needs == Needs::Writing => {
 				writing.trip(&error);
 			}
@@ -237,7 +240,7 @@ impl SqliteStore {
 		let checkpointer =
 			Checkpointer::attach(&mut connection, &self.path, Arc::clone(&files), self.lock_wait)
 				.map_err(|error| self.explain("opening", error))?;
-		Ok(Opened { _checkpointer: checkpointer, connection, process: std::process::id(), files })
+		Ok(Opened { checkpointer, connection, process: std::process::id(), files })
 	}
 
 	pub(super) fn open(&self) -> Result<Connection, StoreError> {
