@@ -49,7 +49,7 @@ pub struct Attempt {
 	pub digest: Digest,
 	/// What for.
 	pub purpose: Purpose,
-	/// As [`Claim::invitee`].
+	/// As [`Claim::invitee`](crate::redemption::Claim::invitee).
 	pub invitee: Option<String>,
 	/// The accounts that the invite depends on ([`Invite::depends_on`]).
 	pub depends_on: Vec<(String, Account)>,
