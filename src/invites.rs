@@ -13,15 +13,17 @@ mod redeeming;
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
-use crate::redemption::{Account, Purpose};
+use crate::redemption::{Account, LEASE, Purpose};
 use crate::store::{Carries, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::token::{Digest, Nonce};
 use crate::value::MAX_ATTACHED;
+use crate::watch::Watch;
 
 /// What a caller asks for.
 #[derive(Clone, Debug)]
@@ -75,21 +77,30 @@ pub struct Invites {
 	host: String,
 	store: Arc<dyn Store>,
 	at_rest: AtRest,
-	orphans: Arc<Mutex<Vec<Orphan>>>,
-}
-
-/// A claim that nobody holds, and that may be there all the same: the call that made or released it failed.
-#[derive(Clone, Copy)]
-struct Orphan {
-	nonce: Nonce,
-	/// From the second after it on, whoever meets the claim settles it; none where that is not known.
-	lease_end: Option<Timestamp>,
+	/// Claims that nobody holds, and that may be there all the same: the call that made or released them failed.
+	orphans: Arc<Mutex<Vec<Nonce>>>,
+	/// None: the name of this process.
+	boot: Option<Nonce>,
+	watch: Arc<Mutex<Watch>>,
 }
 
 impl Invites {
 	/// The invites of `host`, as Prosody writes it, in `store`.
 	pub fn new(host: String, store: Arc<dyn Store>) -> Self {
-		Self { host, store, at_rest: AtRest::Plain, orphans: Arc::default() }
+		let watch = Arc::new(Mutex::new(Watch::new(Duration::from_secs(LEASE.unsigned_abs()))));
+		Self { host, store, at_rest: AtRest::Plain, orphans: Arc::default(), boot: None, watch }
+	}
+
+	/// The same as another process has them, whose name this is: for tests.
+	#[must_use]
+	pub fn of_process(self, boot: Nonce) -> Self {
+		Self { boot: Some(boot), ..self }
+	}
+
+	/// The same, going on with what somebody else has seen of the owners of claims.
+	#[must_use]
+	pub fn watching(self, watch: Arc<Mutex<Watch>>) -> Self {
+		Self { watch, ..self }
 	}
 
 	/// The same, keeping so much of the tokens.
@@ -147,7 +158,7 @@ impl Invites {
 		locks: &[Lock<'_>],
 		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
 	) -> Result<T, StoreError> {
-		let orphans: Vec<Nonce> = self.orphans().iter().map(|orphan| orphan.nonce).collect();
+		let orphans = self.orphans().clone();
 		let work = |rows: &mut dyn Rows| {
 			let done = work(rows)?;
 			// Last: whoever waits for one of these claims has locked what the work locks.
@@ -157,12 +168,22 @@ impl Invites {
 			Ok(done)
 		};
 		let done = kept(work, |work| self.store.write(doing, &self.host, locks, work))?;
-		self.orphans().retain(|orphan| !orphans.contains(&orphan.nonce));
+		self.orphans().retain(|orphan| !orphans.contains(orphan));
 		Ok(done)
 	}
 
-	fn orphans(&self) -> MutexGuard<'_, Vec<Orphan>> {
+	fn orphans(&self) -> MutexGuard<'_, Vec<Nonce>> {
 		self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	fn watch(&self) -> MutexGuard<'_, Watch> {
+		self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	/// How long somebody is watched who gives no sign of life.
+	#[must_use]
+	pub fn lease(&self) -> Duration {
+		self.watch().lease()
 	}
 }
 
@@ -260,7 +281,6 @@ fn boot() -> Result<Nonce, InviteError> {
 #[cfg(test)]
 mod tests {
 	use super::*;
-	use crate::redemption::LEASE;
 	use crate::store::memory::MemoryStore;
 	use crate::token::Token;
 	use crate::value::{Fields, Value};
@@ -371,8 +391,8 @@ mod tests {
 		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 		assert!(invites.get(presented, Purpose::Account, NOW).is_ok(), "a claim may yet be released");
 		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-busy");
-		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
-		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_none(), "done before");
+		assert!(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW).unwrap().is_some());
+		assert!(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW).unwrap().is_none(), "done before");
 		assert_eq!(condition(invites.get(presented, Purpose::Account, NOW)), "token-invalid");
 		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-used");
 	}
@@ -384,7 +404,7 @@ mod tests {
 		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 		assert!(invites.release(&nonce).unwrap());
 		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
-		assert_eq!(condition(invites.redeem(&token.digest(), &nonce, None, NOW)), "claim-lost");
+		assert_eq!(condition(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW)), "claim-lost");
 	}
 
 	#[test]
@@ -413,7 +433,7 @@ mod tests {
 			);
 			assert_eq!(condition(invites.claim(attempt(token, "eve"), None, NOW)), "token-invalid");
 		}
-		assert!(invites.redeem(&claimed.digest(), &nonce, None, NOW).unwrap().is_some());
+		assert!(invites.redeem(attempt(&claimed, "bob"), &nonce, None, NOW).unwrap().is_some());
 	}
 
 	#[test]
@@ -455,35 +475,9 @@ mod tests {
 		let nonce = invites.claim(tybalt.clone(), None, NOW).unwrap().unwrap();
 		assert!(invites.why(romeo.clone(), NOW).is_ok(), "he takes nothing away from others");
 		assert_eq!(condition(invites.why(contact("paris@example.net"), NOW)), "token-busy");
-		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		invites.redeem(tybalt, &nonce, None, NOW).unwrap();
 		assert_eq!(condition(invites.claim(romeo.clone(), None, NOW)), "token-used");
 		assert_eq!(condition(invites.why(romeo, NOW)), "token-invalid");
-	}
-
-	#[test]
-	fn a_dead_servers_claim_becomes_its_account_or_is_released() {
-		let invites = invites();
-		let later = NOW + LEASE + 1;
-		for (outcome, then) in [
-			(Account::Active, Err("token-used")),
-			(Account::Missing, Ok(())),
-			(Account::Unknown, Err("claims-stale")),
-			(Account::NotFound, Err("claims-stale")),
-		] {
-			let token = saved(&invites, account());
-			invites.claim(attempt(&token, &format!("{outcome:?}")), None, NOW).unwrap();
-			assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW + LEASE)), "token-busy");
-			let Err(InviteError::ClaimsStale(stale)) = invites.claim(attempt(&token, "eve"), None, later)
-			else {
-				panic!("the claim is not stale");
-			};
-			invites.settle(&stale[0].digest, &stale[0].nonce, outcome, later).unwrap();
-			let again = invites.claim(attempt(&token, "eve"), None, later);
-			assert_eq!(again.as_ref().map(drop).map_err(InviteError::condition), then, "{outcome:?}");
-			if let Ok(nonce) = again {
-				invites.release(&nonce.unwrap()).unwrap();
-			}
-		}
 	}
 
 	#[test]
@@ -570,7 +564,7 @@ mod tests {
 			);
 			assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
 			let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
-			assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
+			assert!(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW).unwrap().is_some());
 			assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
 		}
 	}
@@ -606,7 +600,7 @@ mod tests {
 		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None);
 		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap().unwrap();
 		assert_eq!(condition(why("bob", NOW)), "token-busy");
-		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		invites.redeem(attempt(&token, "eve"), &nonce, None, NOW).unwrap();
 		assert_eq!(condition(why("bob", NOW)), "token-invalid");
 		let bound = saved(&invites, Request { username: Some("juliet".to_owned()), ..account() });
 		assert_eq!(condition(invites.why(attempt(&bound, "romeo"), NOW)), "name-mismatch");

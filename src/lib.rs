@@ -48,3 +48,4 @@ pub mod token;
 pub mod transfer;
 pub mod uri;
 pub mod value;
+pub mod watch;

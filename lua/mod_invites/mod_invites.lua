@@ -645,6 +645,17 @@ function delete_account_invite(token)
 	return true;
 end
 
+-- The attempts to use an invite that are under way: a list of { purpose, invitee, made_at, life }, where `life` says of
+-- the server of each "alive", "over" or "unknown".
+function claims_on(named)
+	return look_after("claims_on", named);
+end
+
+-- Frees an invite of all attempts to use it: how many there were. One that goes on may still make an account.
+function release_claims(named)
+	return look_after("release_claims", named);
+end
+
 -- Has an invite refused until it is resumed: true, or false if it has ended or is paused already.
 function pause(named)
 	return look_after("set_paused", named, true);
@@ -875,7 +886,7 @@ function use(token)
 end
 
 if module.host ~= "*" and not problem then
-	redemption.hook(native, handle, validate, form, report, metrics.refused);
+	redemption.hook(native, handle, validate, form, report, metrics.refused, metrics.lost);
 	metrics.hook(handle);
 end
 
@@ -898,7 +909,6 @@ local TIDY_INTERVAL, BATCH_PAUSE = 60, 0.1;
 local PURGED = 25;
 
 local function tidy()
-	redemption.settle_own();
 	local ended, condition, text = handle:end_expired();
 	if not ended then
 		failed(condition, text);
@@ -914,6 +924,8 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
+	-- From the beginning on: a server that has died may have claims, and some need to be watched for a lease.
+	protected.timer(0, "Settling what servers that have died were about to use", redemption.settle);
 	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	protected.hook_global("server-started", function () native.close(); end, 1000);
