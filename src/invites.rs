@@ -481,6 +481,19 @@ mod tests {
 	}
 
 	#[test]
+	fn a_claim_that_stands_for_ten_leases_is_named_with_what_frees_it() {
+		let invites = invites();
+		let token = saved(&invites, account());
+		invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+		let release = format!("release example.com {}", token.digest().id());
+		let is_named = |now| invites.check(now).iter().any(|finding| finding.text.contains(&release));
+		assert_eq!([is_named(NOW + 10 * LEASE), is_named(NOW + 10 * LEASE + 1)], [false, true]);
+		assert_eq!(invites.release_claims(&token.digest()).unwrap(), 1);
+		assert!(!is_named(NOW + 10 * LEASE + 1));
+		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
+	}
+
+	#[test]
 	fn a_newer_invite_for_a_name_takes_the_place_of_the_older() {
 		let invites = invites();
 		let bound = Request { username: Some("juliet".to_owned()), ..account() };

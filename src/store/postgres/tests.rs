@@ -7,7 +7,7 @@ use crate::clock::Stopwatch;
 use crate::invite::Type;
 use crate::lineage::Member;
 use crate::policy::Reason;
-use crate::redemption::{Claim, Purpose, Redeemed, Refusal};
+use crate::redemption::{Claim, Life, Purpose, Redeemed, Refusal};
 use crate::store::conformance::{
 	Uses, allowance, claim, inviters_race, made_by, promises, races, redeem_once, released, released_claim,
 	sample, tests, without_spent_token,
@@ -648,6 +648,62 @@ fn what_was_cut_off_before_the_commit_keeps_its_locks_for_no_longer_than_the_dea
 	let asked = Stopwatch::start();
 	cut.direct.claim(&claim, None, NOW).unwrap().unwrap();
 	assert!(asked.elapsed() < DEADLINE / 3);
+}
+
+#[test]
+fn who_holds_lives_whatever_becomes_of_its_session_and_nobody_can_tell_when_it_is_gone() {
+	let url = new_database();
+	let boot = Nonce::from_bytes([7; 16]);
+	let (holder, looker) = (open(&url), open(&url));
+	let look = || looker.life("example.com", &boot);
+	assert!(matches!(look(), Life::Unknown { .. }), "nobody holds anything yet");
+	Store::hold(&*holder, &boot).unwrap();
+	assert_eq!([look(), look()], [Life::Alive; 2]);
+	// Its next session takes the lock before anything else.
+	holder.connection.close();
+	eventually(|| matches!(look(), Life::Unknown { .. }));
+	holder.find("example.com", &Digest::of(b"x")).unwrap();
+	assert_eq!(look(), Life::Alive);
+	// Another name takes the place of the first.
+	Store::hold(&*holder, &Nonce::from_bytes([8; 16])).unwrap();
+	let Life::Unknown { connection } = look() else { panic!("it is held still") };
+	looker.connection.close();
+	assert!(matches!(look(), Life::Unknown { connection: next } if next > connection), "another connection");
+}
+
+#[test]
+fn looks_of_many_disturb_neither_each_other_nor_who_holds() {
+	let url = new_database();
+	let boot = Nonce::from_bytes([7; 16]);
+	let holder = open(&url);
+	std::thread::scope(|threads| {
+		for _ in 0..4 {
+			threads.spawn(|| {
+				let looker = open(&url);
+				let alive = (0..200).filter(|_| looker.life("example.com", &boot) == Life::Alive).count();
+				assert!(alive < 20, "{alive} of 200 looks met another one");
+			});
+		}
+	});
+	Store::hold(&*holder, &boot).unwrap();
+}
+
+#[test]
+fn an_engine_that_only_pretends_to_lock_is_refused() {
+	let server = Postgres::start();
+	let url = server.new_database();
+	let (_, name) = url.rsplit_once('/').unwrap();
+	let (name, _) = name.split_once('?').unwrap_or((name, ""));
+	server.tell(&format!(
+		"sql {name} CREATE OR REPLACE FUNCTION pg_catalog.pg_try_advisory_lock(bigint) RETURNS boolean \
+		 LANGUAGE sql AS 'SELECT true'"
+	));
+	server.tell(&format!(
+		"sql {name} CREATE OR REPLACE FUNCTION pg_catalog.pg_advisory_unlock(bigint) RETURNS boolean \
+		 LANGUAGE sql AS 'SELECT true'"
+	));
+	let error = open(&url).find("example.com", &Digest::of(b"x")).unwrap_err().to_string();
+	assert!(error.contains("does not keep advisory locks of sessions apart"), "{error}");
 }
 
 #[test]
