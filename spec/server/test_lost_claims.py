@@ -329,3 +329,60 @@ async def test_a_claim_that_an_operator_has_released_is_redeemed_all_the_same_if
         await holders_keep_theirs(storage, rounds)
         again = await asyncio.to_thread(first.prosodyctl, "mod_invites", "release", "example.com", named, "--yes")
         assert (again.returncode, "nobody is using the invite" in again.stderr) == (1, True)
+
+
+async def test_a_database_that_was_replaced_by_its_backup_takes_nothing_from_an_account(storage: Storage, tmp_path: Path) -> None:
+    """It knows the invite, and nothing of the claim on it."""
+    if storage.postgres:
+        pytest.skip("a file")
+    first, _ = storage.servers
+    first.eval(HOLD)
+    token, copy = first.eval(CREATE), tmp_path / "copy"
+    with closing(sqlite3.connect(storage.path)) as database:
+        database.execute("VACUUM INTO ?", (str(copy),))
+    async with await open_stream(first) as holder:
+        await holder.preauth(token)
+        registration = asyncio.create_task(holder.register("holder0", "secret"))
+        await until(lambda: first.eval(HELD) == 1)
+        for suffix in ("-wal", "-shm"):
+            storage.path.with_name(storage.path.name + suffix).unlink(missing_ok=True)
+        copy.rename(storage.path)
+        await asyncio.to_thread(first.eval, GO_ON)
+        await registration
+        await until(lambda: storage.query("SELECT uses FROM invite") == [("1",)])
+    assert accounts(first) == {"holder0"}
+    assert first.eval('return module:depends("spec_registered").groups("holder0");') == ["montagues"]
+    assert storage.query("SELECT count(*) FROM claim") == [("0",)]
+
+
+@pytest.mark.parametrize("change", ["reload", "off and on"])
+async def test_what_becomes_of_the_host_meanwhile_takes_nothing_from_an_account(storage: Storage, change: str) -> None:
+    first, _ = storage.servers
+    async with held_up(storage, 1) as rounds:
+        if change == "reload":
+            first.eval('require "core.modulemanager".reload(module.host, "invites");')
+        else:
+            # What is asked next, whoever asks it, is whether it is there again.
+            first.eval(
+                """
+                local held, hosts = module:shared("held"), require "core.hostmanager";
+                rawset(prosody, "spec_held", held);
+                require "util.timer".add_task(0, function ()
+                    hosts.deactivate("example.com");
+                    hosts.activate("example.com");
+                end);
+                """
+            )
+            await until(lambda: bool(first.eval('return prosody.spec_held ~= nil and module:depends("invites") ~= nil;')))
+        await asyncio.to_thread(
+            first.eval, 'local held = prosody.spec_held or module:shared("held"); held.is_over = true;'
+            'for _, go_on in ipairs(held) do require "util.timer".add_task(0, go_on); end'
+        )
+        try:
+            await rounds[0].registration
+        except ConnectionError:
+            assert change == "off and on"  # its streams were closed
+        await until(lambda: storage.query("SELECT count(*) FROM claim") == [("0",)], within=3 * LEASE)
+        assert await rounds[0].rival_registers() == "forbidden"
+    assert accounts(first) == {"holder0"}
+    assert storage.query("SELECT uses FROM invite") == [("1",)]
