@@ -924,8 +924,10 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	-- From the beginning on: a server that has died may have claims, and some need to be watched for a lease.
-	protected.timer(0, "Settling what servers that have died were about to use", redemption.settle);
+	-- Where it has to be watched for a lease whether a server has died, that begins at once. SQLite's file says so itself to
+	-- whoever wants something, and is opened when it is needed.
+	local first_look = storage == "postgresql" and 0 or handle:lease() / 3;
+	protected.timer(first_look, "Settling what servers that have died were about to use", redemption.settle);
 	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	protected.hook_global("server-started", function () native.close(); end, 1000);

@@ -296,7 +296,7 @@ async def test_a_reset_whose_claim_was_lost_deletes_nothing(storage: Storage) ->
     async with await open_stream(first) as holder, await open_stream(second) as rival:
         for stream in (holder, rival):
             await stream.preauth(token)
-        reset = asyncio.create_task(holder.register("juliet", "new", timeout=60))
+        reset = asyncio.create_task(holder.register("juliet", "new", timeout=3600))
         await until(lambda: first.eval(HELD) == 1)
         async with suspended(first):
             await asyncio.to_thread(storage.lose_proof)

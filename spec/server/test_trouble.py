@@ -171,7 +171,7 @@ def _truncated(path: Path) -> Iterator[None]:
 def _newer(path: Path) -> Iterator[None]:
     _execute(path, "PRAGMA user_version = 99")
     yield
-    _execute(path, "PRAGMA user_version = 3")
+    _execute(path, "PRAGMA user_version = 4")
 
 
 def _of_another_program(path: Path) -> Iterator[None]:
