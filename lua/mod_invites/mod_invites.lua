@@ -924,8 +924,8 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
-	-- Where it has to be watched for a lease whether a server has died, that begins at once. SQLite's file says so itself to
-	-- whoever wants something, and is opened when it is needed.
+	-- Where it has to be watched for a lease whether a server has died, that begins at once. SQLite's file says so itself
+	-- to whoever wants something, and is opened when it is needed.
 	local first_look = storage == "postgresql" and 0 or handle:lease() / 3;
 	protected.timer(first_look, "Settling what servers that have died were about to use", redemption.settle);
 	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
