@@ -157,8 +157,6 @@ async def test_an_invite_of_an_administrators_command_ends_with_the_account_of_t
 
 def test_invites_of_any_kind_sleep_while_their_maker_is_disabled_and_operators_are_told(make: Make) -> None:
     server = make(authentication="internal_hashed")
-    if server.version.startswith(("0.11", "0.12")):
-        pytest.skip("accounts are disabled since 13.0")
     hers, others = server.eval(MAKE_ALL)
     server.eval('assert(require "core.usermanager".disable_user("nurse", module.host));')
     assert server.eval(CHECK, tokens=hers) == ["token-invalid"] * len(hers)
