@@ -217,7 +217,8 @@ impl Bare {
 			"account",
 			username,
 			nonce.as_bytes(),
-			clock::now() + 60
+			clock::now(),
+			0
 		])?;
 		transaction.commit()?;
 		let is_found = self.redeem(&digest, Some((&nonce, &username)))?;

@@ -141,7 +141,7 @@ fn claim_and_redeem(bencher: Bencher, store: &str) {
 	let bench = Bench::of(store);
 	bencher.with_inputs(|| bench.created()).bench_local_values(|digest| {
 		let nonce = bench.invites.claim(Bench::attempt(digest), None, NOW).unwrap().unwrap();
-		bench.invites.redeem(&digest, &nonce, None, NOW).unwrap()
+		bench.invites.redeem(Bench::attempt(digest), &nonce, None, NOW).unwrap()
 	});
 }
 

@@ -40,8 +40,9 @@ end
 
 function operations.register(i)
 	local invite = assert(handle:get(tokens[i]));
-	local nonce = assert(handle:claim({ token = invite.token, purpose = "account", invitee = "user"..i }));
-	assert(handle:redeem(invite.token, nonce, "mod_register", false));
+	local attempt = { token = invite.token, purpose = "account", invitee = "user"..i };
+	local nonce = assert(handle:claim(attempt));
+	assert(handle:redeem(attempt, nonce, "mod_register", false));
 end
 
 for i = 1, number do operations[operation](i); end

@@ -55,6 +55,10 @@ local function create(handle, request, edit)
 	return invite, assert(handle:save(invite, draft, true));
 end
 
+local function attempt_of(token, invitee)
+	return { token = token, purpose = "account", invitee = invitee or "juliet" };
+end
+
 -- Uses an invite without a claim, as the shim does where nobody claimed it.
 local function redeem(handle, token)
 	return handle:redeem_at_once({ token = token, purpose = "account", invitee = "juliet" });
@@ -548,7 +552,7 @@ describe("a failure", function ()
 	-- What may follow the text belongs to conditions that these specs do not ask for.
 	local function assert_failure(condition, ...)
 		local value, found, text, more = ...;
-		assert.is_nil(more);
+		assert.equal(found == "claim-lost", more ~= nil);
 		assert.is_nil(value);
 		assert.equal(condition, found);
 		assert.string(text);
@@ -566,7 +570,7 @@ describe("a failure", function ()
 		assert_failure("no-token", handle:info("account", nil));
 		assert_failure("no-token", handle:look(nil));
 		assert_failure("no-token", handle:claim({ purpose = "account" }));
-		assert_failure("no-token", handle:redeem(nil, NONCE));
+		assert_failure("no-token", handle:redeem(attempt_of(nil), NONCE));
 		assert_failure("no-token", redeem(handle, nil));
 		assert_failure("token-invalid", handle:get("unknown"));
 		assert_failure("token-invalid", handle:get(used));
@@ -580,14 +584,14 @@ describe("a failure", function ()
 		assert_failure("token-invalid", handle:claim({ token = contact, purpose = "account", invitee = "juliet" }));
 		assert_failure("token-used", redeem(handle, used));
 		assert_failure("token-invalid", redeem(handle, "unknown"));
-		assert_failure("claim-lost", handle:redeem(used, NONCE));
-		assert_failure("claim-lost", handle:redeem("unknown", NONCE));
+		assert_failure("claim-lost", handle:redeem(attempt_of(used), NONCE));
+		assert_failure("claim-lost", handle:redeem(attempt_of("unknown"), NONCE));
 		assert_failure("token-invalid", handle:confirm("unknown", { nurse = "missing" }));
 		assert_failure("token-invalid", handle:confirm(contact, { nurse = "disabled" }));
 		assert_failure("account-unknown", handle:confirm(contact, { nurse = "not-found" }));
 		assert_failure("misuse", handle:confirm(contact, { nurse = "asleep" }));
 		assert_failure("misuse", handle:claim({ token = used, purpose = "fun" }));
-		assert_failure("misuse", handle:redeem(used, "half a claim"));
+		assert_failure("misuse", handle:redeem(attempt_of(used), "half a claim"));
 		assert_failure("misuse", handle:release("half a claim"));
 		assert_failure("misuse", handle:renew("half a claim"));
 		assert_failure("misuse", handle:prepare({ type = "postal", ttl = 60 }));
@@ -614,11 +618,13 @@ describe("a failure", function ()
 	it("of the storage is nil, internal-server-error and what to do", function ()
 		local handle = open({ path = directory.."/missing/invites.sqlite3" });
 		local invite, draft = prepare(handle);
-		local attempt = { token = "x", purpose = "account", invitee = "juliet" };
+		local attempt = attempt_of("x");
+		local claim = { digest = ("x"):rep(32), nonce = NONCE, boot = NONCE, purpose = "account", renewals = 0 };
 		for name, args in pairs({
 			save = { invite, draft }, get = { "x" }, info = { "account", "x" }, look = { "x" }, revoke = { "x" },
-			confirm = { "x", { nurse = "missing" } }, claim = { attempt }, redeem_at_once = { attempt }, redeem = { "x", NONCE },
-			release = { NONCE }, renew = { NONCE }, settle = { { digest = ("x"):rep(32), nonce = NONCE }, "missing" },
+			confirm = { "x", { nurse = "missing" } }, claim = { attempt }, redeem_at_once = { attempt };
+			redeem = { attempt, NONCE }, release = { NONCE }, renew = { NONCE }, settle = { claim, "missing" };
+			look_at_claims = { {} }, claims_on = { "x" }, release_claims = { "x" };
 			check_name = { "juliet" }, retire_depending = { "juliet" }, retire_resets = { "juliet" },
 			end_expired = {}, pending_invites = { "account" },
 		}) do
@@ -639,7 +645,7 @@ describe("a failure", function ()
 			assert_failure(expected, handle:look(token));
 			assert_failure(expected, handle:claim({ token = token, purpose = "account", invitee = "juliet" }));
 			assert_failure(expected, redeem(handle, token));
-			assert_failure(type(token) == "string" and "claim-lost" or expected, handle:redeem(token, NONCE));
+			assert_failure(type(token) == "string" and "claim-lost" or expected, handle:redeem(attempt_of(token), NONCE));
 			if token then
 				assert.is_false(handle:revoke(token));
 			else
@@ -661,7 +667,7 @@ describe("a failure", function ()
 			assert_failure("token-invalid", handle:info("account", token)),
 			assert_failure("token-used", redeem(handle, token)),
 			assert_failure("token-used", handle:claim({ token = token, purpose = "account", invitee = "juliet" })),
-			assert_failure("claim-lost", handle:redeem(token, NONCE)),
+			assert_failure("claim-lost", handle:redeem(attempt_of(token), NONCE)),
 		}) do
 			assert.is_nil(text:find(token, 1, true), text);
 		end
@@ -702,7 +708,7 @@ describe("what an event would tell", function ()
 		assert.same({ {}, {} }, { restored, superseded });
 		assert.is_nil(summary);
 		local claim = assert(handle:claim({ token = invite.token, purpose = "account", invitee = "romeo" }));
-		assert.is_true(handle:redeem(invite.token, claim, "spec", false));
+		assert.is_true(handle:redeem(attempt_of(invite.token, "romeo"), claim, "spec", false));
 		assert.equal("token-used", select(2, redeem(handle, invite.token)));
 	end);
 end);
@@ -726,14 +732,45 @@ describe("a claim", function ()
 		assert.is_true(handle:renew(claim));
 		assert.is_true(handle:release(claim));
 		assert.is_false(handle:release(claim));
-		assert.equal("claim-lost", select(2, handle:redeem(token, claim)));
 		assert.is_true(handle:check_name("juliet"));
 
 		claim = assert(handle:claim(attempt(token, "romeo")));
-		assert.equal(1, handle:redeem(token, claim, "spec", true).uses);
-		assert.is_true(handle:redeem(token, claim, "spec"));
+		assert.equal(1, handle:redeem(attempt_of(token), claim, "spec", true).uses);
+		assert.is_true(handle:redeem(attempt_of(token), claim, "spec"));
 		assert.is_false(handle:release(claim));
 		assert.equal("token-used", select(2, handle:claim(attempt(token, "mercutio"))));
+	end);
+
+	it("that somebody has released is redeemed where a use is free, and else says what is lost", function ()
+		local handle = open();
+		local token, other = create(handle).token, create(handle).token;
+		local claim = assert(handle:claim(attempt(token, "juliet")));
+		assert.is_true(handle:release(claim));
+		assert.equal(1, handle:redeem(attempt(token, "juliet"), claim, nil, true).uses);
+
+		local first = assert(handle:claim(attempt(other, "romeo")));
+		assert.equal("alive", handle:claims_on(other)[1].life);
+		assert.equal(1, handle:release_claims(other));
+		assert(handle:claim(attempt(other, "tybalt")));
+		local _, condition, text, lost = handle:redeem(attempt(other, "romeo"), first);
+		assert.same({ "claim-lost", true }, { condition, lost.is_taken_back });
+		assert.truthy(text:find(lost.id, 1, true));
+	end);
+
+	it("that nobody holds is to be settled after a lease of looks", function ()
+		local handle = open({ lease = 0.05 });
+		local token = create(handle).token;
+		local held, left = assert(handle:claim(attempt(token, "juliet"))), create(handle).token;
+		assert(handle:claim(attempt(left, "romeo")));
+		assert.same({}, handle:look_at_claims({ held }));
+		local claims, began = {}, os.clock();
+		while not claims[1] do
+			claims = handle:look_at_claims({ held });
+			assert.is_true(os.clock() - began < 10);
+		end
+		assert.same({ 1, "romeo" }, { #claims, claims[1].invitee });
+		assert.equal(1, handle:settle(claims[1], "active").uses);
+		assert.is_true(handle:settle(claims[1], "active"));
 	end);
 
 	it("takes the place of the one that its holder names", function ()
@@ -742,8 +779,8 @@ describe("a claim", function ()
 		local first = assert(handle:claim(attempt(token, "juliet")));
 		local second = assert(handle:claim(attempt(token, "romeo", { replaced = first })));
 		assert.not_equal(first, second);
-		assert.equal("claim-lost", select(2, handle:redeem(token, first)));
-		assert.truthy(handle:redeem(token, second));
+		assert.equal("claim-lost", select(2, handle:redeem(attempt_of(token), first)));
+		assert.truthy(handle:redeem(attempt(token, "romeo"), second));
 	end);
 
 	it("is refused for another name than the one of the invite, and that name to everybody else", function ()

@@ -12,15 +12,15 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use prosody_invites::clock::Timestamp;
+use prosody_invites::clock::{Stopwatch, Timestamp, monotonic};
 use prosody_invites::error::InviteError;
 use prosody_invites::invite::{Invite, Type};
 use prosody_invites::invites::{Attempt, Invites, Request};
-use prosody_invites::redemption::{Account, LEASE, Purpose};
+use prosody_invites::redemption::{Account, Claim, LEASE, Purpose};
 use prosody_invites::store::Store;
 use prosody_invites::store::memory::MemoryStore;
 #[cfg(feature = "postgres")]
@@ -154,7 +154,8 @@ struct ModelClaim {
 	number: usize,
 	invite: usize,
 	name: usize,
-	lease_end: Timestamp,
+	/// The process that made it.
+	boot: u8,
 }
 
 #[derive(Debug, Default)]
@@ -164,6 +165,8 @@ struct Model {
 	claims: Vec<ModelClaim>,
 	redeemed: Vec<usize>,
 	made_claims: usize,
+	/// The process that runs.
+	boot: u8,
 }
 
 /// What both sides say, in words.
@@ -216,9 +219,6 @@ impl Model {
 		}
 		let in_the_way: Vec<_> =
 			self.claims.iter().filter(|claim| claim.invite == index || claim.name == name).collect();
-		if in_the_way.iter().any(|claim| self.now > claim.lease_end) {
-			return Err("claims-stale");
-		}
 		let claimed = in_the_way.iter().filter(|claim| claim.invite == index).count();
 		let left = invite.max_uses.map_or(usize::MAX, |max_uses| (max_uses - invite.uses) as usize);
 		if claimed >= left || in_the_way.iter().any(|claim| claim.name == name) {
@@ -242,10 +242,7 @@ impl Model {
 	}
 
 	fn check_name(&self, name: usize) -> Answer {
-		let mut claims = self.claims.iter().filter(|claim| claim.name == name);
-		if claims.clone().any(|claim| self.now > claim.lease_end) {
-			Err("claims-stale")
-		} else if claims.next().is_some() {
+		if self.claims.iter().any(|claim| claim.name == name) {
 			Err("token-busy")
 		} else if self.is_reserved(name, None) {
 			Err("name-reserved")
@@ -259,11 +256,12 @@ impl Model {
 		self.may_redeem(invite, name)?;
 		self.made_claims += 1;
 		let number = self.made_claims;
-		self.claims.push(ModelClaim { number, invite, name, lease_end: self.now + LEASE });
+		self.claims.push(ModelClaim { number, invite, name, boot: self.boot });
 		Ok(number)
 	}
 
-	fn redeem(&mut self, number: usize) -> Answer {
+	/// Every attempt names what it has claimed: where its claim is gone, a use that is free will do.
+	fn redeem(&mut self, number: usize, index: usize) -> Answer {
 		if let Some(position) = self.claims.iter().position(|claim| claim.number == number) {
 			let claim = self.claims.remove(position);
 			self.invites[claim.invite].count();
@@ -272,9 +270,23 @@ impl Model {
 		} else if self.redeemed.contains(&number) {
 			done("before")
 		} else {
-			Err("claim-lost")
+			let claimed = self.claims.iter().filter(|claim| claim.invite == index).count();
+			let Some(invite) = self.invites.get_mut(index) else { return Err("claim-lost") };
+			if invite.max_uses.is_some_and(|max_uses| invite.uses as usize + claimed >= max_uses as usize) {
+				return Err("claim-lost");
+			}
+			invite.count();
+			self.redeemed.push(number);
+			done("now")
 		}
 	}
+}
+
+/// As the process of this number has them. Of more than one invite that end together, the end of the others is under way.
+fn invites(host: &str, boot: u8, store: Arc<dyn Store>) -> Invites {
+	let boot = Nonce::from_bytes([boot; 16]);
+	store.hold(&boot).unwrap();
+	Invites::new(host.to_owned(), store).of_process(boot).in_batches_of(1)
 }
 
 /// A holder's claim on both sides.
@@ -282,6 +294,7 @@ impl Model {
 struct Held {
 	number: usize,
 	invite: usize,
+	name: usize,
 	nonce: Nonce,
 }
 
@@ -293,7 +306,9 @@ struct Run<'a> {
 	model: Model,
 	held: Vec<Option<Held>>,
 	/// Claims by the number that the model gave them, whoever still knows them.
-	nonces: Vec<(usize, usize, Nonce)>,
+	nonces: Vec<(usize, Nonce)>,
+	/// The moment of the next look at claims.
+	mono: Instant,
 }
 
 fn said<T>(result: Result<T, InviteError>, word: impl FnOnce(T) -> String) -> Answer {
@@ -312,6 +327,18 @@ impl Run<'_> {
 			invitee: Some(NAMES[name].to_owned()),
 			depends_on: vec![],
 		}
+	}
+
+	/// The claims of the dead, after so many looks that it is proved.
+	fn watched(&mut self) -> Vec<Claim> {
+		let held: Vec<Nonce> = self.nonces.iter().map(|(_, nonce)| *nonce).collect();
+		let mut settled = Vec::new();
+		for second in (0..=LEASE.unsigned_abs()).step_by(20) {
+			settled = self.invites.look_at_claims(&held, self.mono + Duration::from_secs(second)).unwrap();
+		}
+		// So that the next looks begin anew: of these, some may have come before the database saw who is dead.
+		self.mono += Duration::from_secs(3600);
+		settled
 	}
 
 	/// Both sides' answers to one step.
@@ -355,21 +382,28 @@ impl Run<'_> {
 				);
 				let expected = self.model.claim(replaced.map(|held| held.number), invite, name);
 				if let (Ok(number), Ok(Some(nonce))) = (&expected, &claimed) {
-					self.held[holder] = Some(Held { number: *number, invite, nonce: *nonce });
-					self.nonces.push((*number, invite, *nonce));
+					self.held[holder] = Some(Held { number: *number, invite, name, nonce: *nonce });
+					self.nonces.push((*number, *nonce));
 				}
 				(expected.map(|_| "claimed".to_owned()), said(claimed, |_| "claimed".to_owned()))
 			}
 			Step::Settle { came_about } => {
-				let stale: Vec<ModelClaim> =
-					self.model.claims.iter().filter(|claim| now > claim.lease_end).cloned().collect();
 				let account = if came_about { Account::Active } else { Account::Missing };
-				for claim in stale {
-					let (_, invite, nonce) =
-						self.nonces.iter().find(|(number, ..)| *number == claim.number).copied().unwrap();
-					self.invites.settle(&self.token(invite).digest(), &nonce, account, now).unwrap();
+				// Of this process, some are held; all of the others are dead.
+				let is_over = |claim: &&ModelClaim| claim.boot != self.model.boot;
+				let over: Vec<ModelClaim> = self.model.claims.iter().filter(is_over).cloned().collect();
+				let mut settled = self.watched();
+				let began = Stopwatch::start();
+				// A database takes a moment to see that a connection is closed.
+				while settled.len() < over.len() && began.elapsed() < Duration::from_secs(10) {
+					settled = self.watched();
+				}
+				for claim in over {
+					let nonce = self.nonces.iter().find(|(number, _)| *number == claim.number).unwrap().1;
+					let found = settled.iter().find(|found| found.nonce == nonce).unwrap();
+					self.invites.settle(found, account, now).unwrap();
 					if came_about {
-						self.model.redeem(claim.number).unwrap();
+						self.model.redeem(claim.number, claim.invite).unwrap();
 					} else {
 						self.model.claims.retain(|other| other.number != claim.number);
 					}
@@ -379,10 +413,10 @@ impl Run<'_> {
 			Step::Redeem { holder } => match self.held[holder].clone() {
 				None => (done(""), done("")),
 				Some(held) => {
-					let digest = self.token(held.invite).digest();
-					let redeemed = self.invites.redeem(&digest, &held.nonce, None, now);
+					let attempt = self.attempt(held.invite, held.name);
+					let redeemed = self.invites.redeem(attempt, &held.nonce, None, now);
 					let word = |invite: Option<_>| if invite.is_some() { "now" } else { "before" }.to_owned();
-					(self.model.redeem(held.number), said(redeemed, word))
+					(self.model.redeem(held.number, held.invite), said(redeemed, word))
 				}
 			},
 			Step::RedeemAtOnce { invite, name } => {
@@ -405,9 +439,8 @@ impl Run<'_> {
 			Step::Renew { holder } => match self.held[holder].clone() {
 				None => (done(""), done("")),
 				Some(held) => {
-					let claim = self.model.claims.iter_mut().find(|claim| claim.number == held.number);
-					let renewed = claim.map(|claim| claim.lease_end = now + LEASE).is_some();
-					(done(renewed), said(self.invites.renew(&held.nonce, now), |renewed| renewed.to_string()))
+					let renewed = self.model.claims.iter().any(|claim| claim.number == held.number);
+					(done(renewed), said(self.invites.renew(&held.nonce), |renewed| renewed.to_string()))
 				}
 			},
 			Step::Revoke { invite } => {
@@ -465,7 +498,8 @@ impl Run<'_> {
 			}
 			Step::Crash => {
 				self.held = vec![None; HOLDERS];
-				self.invites = opened(&self.host, self.stores.after_a_crash());
+				self.model.boot += 1;
+				self.invites = invites(&self.host, self.model.boot, self.stores.after_a_crash());
 				(done(""), done(""))
 			}
 		}
@@ -517,11 +551,6 @@ trait Stores {
 	fn after_a_crash(&mut self) -> Arc<dyn Store>;
 }
 
-/// Of more than one invite, the end of the others is under way.
-fn opened(host: &str, store: Arc<dyn Store>) -> Invites {
-	Invites::new(host.to_owned(), store).in_batches_of(1)
-}
-
 fn agrees_with_the_model(cases: u32, stores: impl Stores) {
 	let (hosts, stores) = (AtomicU64::new(0), RefCell::new(stores));
 	let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
@@ -529,13 +558,14 @@ fn agrees_with_the_model(cases: u32, stores: impl Stores) {
 		let mut stores = stores.borrow_mut();
 		let host = format!("{}.example", hosts.fetch_add(1, Ordering::Relaxed));
 		let mut run = Run {
-			invites: opened(&host, stores.for_a_case()),
+			invites: invites(&host, 0, stores.for_a_case()),
 			host,
 			stores: &mut *stores,
 			tokens: Vec::new(),
 			model: Model { now: START, ..Model::default() },
 			held: vec![None; HOLDERS],
 			nonces: Vec::new(),
+			mono: monotonic(),
 		};
 		for step in &steps {
 			let (expected, found) = run.take(step);

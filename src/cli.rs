@@ -38,6 +38,8 @@ pub enum Command {
 	Show(Show),
 	/// Take an invite back, or all open ones of a user
 	Revoke(Revoke),
+	/// Free an invite that somebody has been using without an end, as check has said
+	Release(Release),
 	/// Have an invite refused until it is resumed
 	Pause(One),
 	/// Have a paused invite accepted again
@@ -368,6 +370,17 @@ pub struct Revoke {
 	pub why: Option<String>,
 }
 
+/// `release`
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+	#[command(flatten)]
+	#[expect(missing_docs, reason = "it would become part of the help")]
+	pub one: One,
+	/// Do not ask
+	#[arg(long)]
+	pub yes: bool,
+}
+
 /// One invite of a host, or a user who invites.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct OneOrInviter {
@@ -586,6 +599,7 @@ mod tests {
 			("import h", "<FILE>"),
 			("backup", "<FILE>"),
 			("restore", "<FILE>"),
+			("release h", "<INVITE>"),
 			("check", "<HOST>"),
 			("export h --to elsewhere", "elsewhere"),
 			("generate", "<HOST>"),

@@ -4,7 +4,7 @@ use thiserror::Error;
 
 use crate::invite::Invite;
 use crate::policy::LimitReached;
-use crate::redemption::{Claim, Refusal};
+use crate::redemption::Refusal;
 use crate::store::StoreError;
 use crate::token::RandomError;
 use crate::value::{MAX_ATTACHED, MAX_DEPTH};
@@ -70,12 +70,14 @@ pub enum InviteError {
 	/// The username is kept for the holder of another invite.
 	#[error("the username is reserved")]
 	NameReserved,
-	/// Claims of a server that died have to be settled first.
-	#[error("{} earlier attempts have to be settled first", .0.len())]
-	ClaimsStale(Vec<Claim>),
-	/// A claim that was to be redeemed is no more.
-	#[error("the attempt took longer than its claim on the invite held")]
-	ClaimLost,
+	/// A claim that was to be redeemed is no more, and nothing is left of the invite.
+	#[error("the invite {id} was used by somebody else meanwhile, or is not there any more")]
+	ClaimLost {
+		/// Public id of the invite.
+		id: String,
+		/// Whether the account is to be taken back, if it is sure that the attempt has made it.
+		is_taken_back: bool,
+	},
 	/// The operating system gave no random bytes.
 	#[error("no random bytes for a token: {0}")]
 	Random(#[from] RandomError),
@@ -92,7 +94,6 @@ impl From<Refusal> for InviteError {
 			Refusal::Busy => Self::TokenBusy,
 			Refusal::Bound(name) => Self::NameMismatch(name),
 			Refusal::Reserved => Self::NameReserved,
-			Refusal::Stale(claims) => Self::ClaimsStale(claims),
 		}
 	}
 }
@@ -119,8 +120,7 @@ impl InviteError {
 			Self::TokenBusy => "token-busy",
 			Self::NameMismatch(_) => "name-mismatch",
 			Self::NameReserved => "name-reserved",
-			Self::ClaimsStale(_) => "claims-stale",
-			Self::ClaimLost => "claim-lost",
+			Self::ClaimLost { .. } => "claim-lost",
 			Self::Store(StoreError::Unsupported { .. }) => "feature-not-implemented",
 			Self::Random(_) | Self::Store(_) => "internal-server-error",
 		}

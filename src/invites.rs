@@ -16,16 +16,18 @@ pub use self::ending::{Ended, EndedMore};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
-use crate::redemption::{Account, Purpose, supersedes};
+use crate::redemption::{Account, LEASE, Purpose, supersedes};
 use crate::store::{Carries, Endings, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::token::{Digest, Nonce};
 use crate::value::MAX_ATTACHED;
+use crate::watch::Watch;
 
 /// What a caller asks for.
 #[derive(Clone, Debug)]
@@ -53,7 +55,7 @@ pub struct Attempt {
 	pub digest: Digest,
 	/// What for.
 	pub purpose: Purpose,
-	/// As [`Claim::invitee`].
+	/// As [`Claim::invitee`](crate::redemption::Claim::invitee).
 	pub invitee: Option<String>,
 	/// The accounts that the invite depends on ([`Invite::depends_on`]).
 	pub depends_on: Vec<(String, Account)>,
@@ -79,22 +81,39 @@ pub struct Invites {
 	host: String,
 	store: Arc<dyn Store>,
 	at_rest: AtRest,
-	orphans: Arc<Mutex<Vec<Orphan>>>,
 	batch: usize,
-}
-
-/// A claim that nobody holds, and that may be there all the same: the call that made or released it failed.
-#[derive(Clone, Copy)]
-struct Orphan {
-	nonce: Nonce,
-	/// From the second after it on, whoever meets the claim settles it; none where that is not known.
-	lease_end: Option<Timestamp>,
+	/// Claims that nobody holds, and that may be there all the same: the call that made or released them failed.
+	orphans: Arc<Mutex<Vec<Nonce>>>,
+	/// None: the name of this process.
+	boot: Option<Nonce>,
+	watch: Arc<Mutex<Watch>>,
 }
 
 impl Invites {
 	/// The invites of `host`, as Prosody writes it, in `store`.
 	pub fn new(host: String, store: Arc<dyn Store>) -> Self {
-		Self { host, store, at_rest: AtRest::Plain, orphans: Arc::default(), batch: ending::BATCH }
+		let watch = Arc::new(Mutex::new(Watch::new(Duration::from_secs(LEASE.unsigned_abs()))));
+		Self {
+			host,
+			store,
+			at_rest: AtRest::Plain,
+			batch: ending::BATCH,
+			orphans: Arc::default(),
+			boot: None,
+			watch,
+		}
+	}
+
+	/// The same as another process has them, whose name this is: for tests.
+	#[must_use]
+	pub fn of_process(self, boot: Nonce) -> Self {
+		Self { boot: Some(boot), ..self }
+	}
+
+	/// The same, going on with what somebody else has seen of the owners of claims.
+	#[must_use]
+	pub fn watching(self, watch: Arc<Mutex<Watch>>) -> Self {
+		Self { watch, ..self }
 	}
 
 	/// The same, keeping so much of the tokens.
@@ -158,7 +177,7 @@ impl Invites {
 		locks: &[Lock<'_>],
 		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
 	) -> Result<T, StoreError> {
-		let orphans: Vec<Nonce> = self.orphans().iter().map(|orphan| orphan.nonce).collect();
+		let orphans = self.orphans().clone();
 		let work = |rows: &mut dyn Rows| {
 			let done = work(rows)?;
 			// Last: whoever waits for one of these claims has locked what the work locks.
@@ -168,12 +187,22 @@ impl Invites {
 			Ok(done)
 		};
 		let done = kept(work, |work| self.store.write(doing, &self.host, locks, work))?;
-		self.orphans().retain(|orphan| !orphans.contains(&orphan.nonce));
+		self.orphans().retain(|orphan| !orphans.contains(orphan));
 		Ok(done)
 	}
 
-	fn orphans(&self) -> MutexGuard<'_, Vec<Orphan>> {
+	fn orphans(&self) -> MutexGuard<'_, Vec<Nonce>> {
 		self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	fn watch(&self) -> MutexGuard<'_, Watch> {
+		self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	/// How long somebody is watched who gives no sign of life.
+	#[must_use]
+	pub fn lease(&self) -> Duration {
+		self.watch().lease()
 	}
 }
 
@@ -320,7 +349,6 @@ fn boot() -> Result<Nonce, InviteError> {
 #[cfg(test)]
 mod tests {
 	use super::*;
-	use crate::redemption::LEASE;
 	use crate::store::memory::MemoryStore;
 	use crate::token::Token;
 	use crate::value::{Fields, Value};
@@ -431,8 +459,8 @@ mod tests {
 		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 		assert!(invites.get(presented, Purpose::Account, NOW).is_ok(), "a claim may yet be released");
 		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-busy");
-		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
-		assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_none(), "done before");
+		assert!(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW).unwrap().is_some());
+		assert!(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW).unwrap().is_none(), "done before");
 		assert_eq!(condition(invites.get(presented, Purpose::Account, NOW)), "token-invalid");
 		assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW)), "token-used");
 	}
@@ -444,7 +472,7 @@ mod tests {
 		let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
 		assert!(invites.release(&nonce).unwrap());
 		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
-		assert_eq!(condition(invites.redeem(&token.digest(), &nonce, None, NOW)), "claim-lost");
+		assert_eq!(condition(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW)), "claim-lost");
 	}
 
 	#[test]
@@ -473,7 +501,7 @@ mod tests {
 			);
 			assert_eq!(condition(invites.claim(attempt(token, "eve"), None, NOW)), "token-invalid");
 		}
-		assert!(invites.redeem(&claimed.digest(), &nonce, None, NOW).unwrap().is_some());
+		assert!(invites.redeem(attempt(&claimed, "bob"), &nonce, None, NOW).unwrap().is_some());
 	}
 
 	#[test]
@@ -515,35 +543,22 @@ mod tests {
 		let nonce = invites.claim(tybalt.clone(), None, NOW).unwrap().unwrap();
 		assert!(invites.why(romeo.clone(), NOW).is_ok(), "he takes nothing away from others");
 		assert_eq!(condition(invites.why(contact("paris@example.net"), NOW)), "token-busy");
-		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		invites.redeem(tybalt, &nonce, None, NOW).unwrap();
 		assert_eq!(condition(invites.claim(romeo.clone(), None, NOW)), "token-used");
 		assert_eq!(condition(invites.why(romeo, NOW)), "token-invalid");
 	}
 
 	#[test]
-	fn a_dead_servers_claim_becomes_its_account_or_is_released() {
+	fn a_claim_that_stands_for_ten_leases_is_named_with_what_frees_it() {
 		let invites = invites();
-		let later = NOW + LEASE + 1;
-		for (outcome, then) in [
-			(Account::Active, Err("token-used")),
-			(Account::Missing, Ok(())),
-			(Account::Unknown, Err("claims-stale")),
-			(Account::NotFound, Err("claims-stale")),
-		] {
-			let token = saved(&invites, account());
-			invites.claim(attempt(&token, &format!("{outcome:?}")), None, NOW).unwrap();
-			assert_eq!(condition(invites.claim(attempt(&token, "eve"), None, NOW + LEASE)), "token-busy");
-			let Err(InviteError::ClaimsStale(stale)) = invites.claim(attempt(&token, "eve"), None, later)
-			else {
-				panic!("the claim is not stale");
-			};
-			invites.settle(&stale[0].digest, &stale[0].nonce, outcome, later).unwrap();
-			let again = invites.claim(attempt(&token, "eve"), None, later);
-			assert_eq!(again.as_ref().map(drop).map_err(InviteError::condition), then, "{outcome:?}");
-			if let Ok(nonce) = again {
-				invites.release(&nonce.unwrap()).unwrap();
-			}
-		}
+		let token = saved(&invites, account());
+		invites.claim(attempt(&token, "bob"), None, NOW).unwrap();
+		let release = format!("release example.com {}", token.digest().id());
+		let is_named = |now| invites.check(now).iter().any(|finding| finding.text.contains(&release));
+		assert_eq!([is_named(NOW + 10 * LEASE), is_named(NOW + 10 * LEASE + 1)], [false, true]);
+		assert_eq!(invites.release_claims(&token.digest()).unwrap(), 1);
+		assert!(!is_named(NOW + 10 * LEASE + 1));
+		assert!(invites.claim(attempt(&token, "eve"), None, NOW).is_ok());
 	}
 
 	#[test]
@@ -630,7 +645,7 @@ mod tests {
 			);
 			assert_eq!(condition(invites.get(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
 			let nonce = invites.claim(attempt(&token, "bob"), None, NOW).unwrap().unwrap();
-			assert!(invites.redeem(&token.digest(), &nonce, None, NOW).unwrap().is_some());
+			assert!(invites.redeem(attempt(&token, "bob"), &nonce, None, NOW).unwrap().is_some());
 			assert_eq!(condition(invites.get_by_id(id.as_bytes(), Purpose::Account, NOW)), "token-invalid");
 		}
 	}
@@ -666,7 +681,7 @@ mod tests {
 		assert_eq!(invites.find(&token.digest()).unwrap().revoked_at, None);
 		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap().unwrap();
 		assert_eq!(condition(why("bob", NOW)), "token-busy");
-		invites.redeem(&token.digest(), &nonce, None, NOW).unwrap();
+		invites.redeem(attempt(&token, "eve"), &nonce, None, NOW).unwrap();
 		assert_eq!(condition(why("bob", NOW)), "token-invalid");
 		let bound = saved(&invites, Request { username: Some("juliet".to_owned()), ..account() });
 		assert_eq!(condition(invites.why(attempt(&bound, "romeo"), NOW)), "name-mismatch");

@@ -49,3 +49,4 @@ pub mod token;
 pub mod transfer;
 pub mod uri;
 pub mod value;
+pub mod watch;

@@ -1,9 +1,9 @@
 //! Redeeming an invite exactly once: get → claim → redeem or release. The protocol is docs/design/redemption.md §1.
 //!
 //! Prosody validates a token, creates the account later in code that is not ours, and tells us afterwards, if
-//! at all. So an attempt to redeem first makes a **claim**: it is counted like a use, but can be released. A claim
-//! has a lease; when the process that made it dies, others settle it after that time. The decision whether an
-//! invite may be claimed is [`decide`], and nowhere else; stores make it atomic.
+//! at all. So an attempt to redeem first makes a **claim**: it is counted like a use, but can be released. When the process
+//! that made it has died, others settle it: [`crate::watch`] says when. The decision whether an invite may be claimed is
+//! [`decide`], and nowhere else; stores make it atomic.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,8 @@ use crate::invite::{Invite, Kind, Type, local_user};
 use crate::lineage::{Birth, birth};
 use crate::token::{Digest, Nonce};
 
-/// How long a claim stands unless its owner renews it, in seconds.
+/// How long somebody who cannot tell whether the owner of a claim lives looks for a sign of life, in seconds. The owner
+/// renews it three times meanwhile.
 pub const LEASE: i64 = 60;
 
 /// What an invite is redeemed for.
@@ -56,8 +57,24 @@ pub struct Claim {
 	pub invitee: Option<String>,
 	/// The process that makes it.
 	pub boot: Nonce,
-	/// From the second after it on, others may settle the claim.
-	pub lease_end: Timestamp,
+	/// When it was made, by the clock of its owner. For operators: nothing is decided by it.
+	pub made_at: Option<Timestamp>,
+	/// How often its owner has renewed it. Each time is a sign of life.
+	pub renewals: i64,
+}
+
+/// Whether the process that made a claim still runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+	/// It does.
+	Alive,
+	/// It is proved to have ended.
+	Over,
+	/// There is no proof of either.
+	Unknown {
+		/// Names the connection by which that was found out: looks by another one say nothing about what was between.
+		connection: u64,
+	},
 }
 
 impl Claim {
@@ -66,12 +83,6 @@ impl Claim {
 	pub fn contact(&self) -> Option<(&str, Option<Cow<'_, str>>)> {
 		let jid = self.invitee.as_deref().filter(|_| self.purpose == Purpose::Contact)?;
 		Some((jid, local_user(jid, &self.host)))
-	}
-
-	/// Whether its owner must be taken for dead.
-	#[must_use]
-	pub const fn is_stale(&self, now: Timestamp) -> bool {
-		now > self.lease_end
 	}
 }
 
@@ -91,14 +102,13 @@ pub enum Refusal {
 	Invalid,
 	/// No uses are left.
 	Used,
-	/// All uses that are left are claimed, or the name is: worth another try in a moment.
+	/// All uses that are left are claimed, or the name is: worth another try in a moment. A claim whose owner is dead stands
+	/// until it is settled.
 	Busy,
 	/// It is for this username only.
 	Bound(String),
 	/// The username is reserved by another invite.
 	Reserved,
-	/// Claims whose owner is dead have to be settled first.
-	Stale(Vec<Claim>),
 }
 
 /// What a store reads for a decision, in the transaction in which it acts on it.
@@ -133,7 +143,7 @@ pub fn reserves(invite: &Invite, username: &str, now: Timestamp) -> bool {
 ///
 /// # Errors
 /// Why whoever it is for is not let in.
-pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<Admission, Refusal> {
+pub fn decide(view: &View, claim: &Claim) -> Result<Admission, Refusal> {
 	let invite = view.invite.as_ref().ok_or(Refusal::Invalid)?;
 	if invite.revoked_at.is_some() || invite.paused || !invite.serves(claim.purpose) {
 		return Err(Refusal::Invalid);
@@ -151,14 +161,7 @@ pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<Admission, R
 	{
 		return Err(Refusal::Bound(bound.clone()));
 	}
-	let stale: Vec<Claim> =
-		view.claims.iter().chain(&view.claims_on_name).filter(|other| other.is_stale(now)).cloned().collect();
-	if !stale.is_empty() {
-		return Err(Refusal::Stale(stale));
-	}
-	let claimed = u32::try_from(view.claims.len()).unwrap_or(u32::MAX);
-	let all_claimed = invite.max_uses.is_some_and(|max_uses| invite.uses.saturating_add(claimed) >= max_uses);
-	if all_claimed || !view.claims_on_name.is_empty() {
+	if !has_free_use(invite, view.claims.len()) || !view.claims_on_name.is_empty() {
 		return Err(Refusal::Busy);
 	}
 	// Two invites may be bound to one name when they were imported: each of them is for it.
@@ -169,15 +172,44 @@ pub fn decide(view: &View, claim: &Claim, now: Timestamp) -> Result<Admission, R
 	Ok(Admission::Claim)
 }
 
+/// Whether an invite has a use left beside so many claims.
+fn has_free_use(invite: &Invite, claims: usize) -> bool {
+	let claimed = u32::try_from(claims).unwrap_or(u32::MAX);
+	invite.max_uses.is_none_or(|max_uses| invite.uses.saturating_add(claimed) < max_uses)
+}
+
+/// What becomes of an attempt whose claim is gone when it is to be redeemed. Who held a claim has been let in, so it does
+/// not count that the invite was revoked, was paused or has expired since.
+#[must_use]
+pub fn decide_lost(view: &View, claim: &Claim, is_named: bool) -> Loss {
+	// A database that was replaced proves nothing.
+	let Some(invite) = &view.invite else { return Loss::Stays };
+	if invite.serves(claim.purpose) && has_free_use(invite, view.claims.len()) {
+		return Loss::Afresh;
+	}
+	let is_account = claim.purpose == Purpose::Account && claim.invitee.is_some();
+	// Somebody else who was let in under this name may have made the account.
+	let is_anothers = is_named || !view.claims_on_name.is_empty();
+	if is_account && invite.kind() != Kind::Reset && !is_anothers { Loss::TakenBack } else { Loss::Stays }
+}
+
+/// What becomes of an attempt whose claim is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+	/// A use is free: it is redeemed all the same, and nothing was lost.
+	Afresh,
+	/// Somebody else has the use. The account is to be taken back, if it is sure that the attempt has made it.
+	TakenBack,
+	/// What was made stays, without what the invite promised.
+	Stays,
+}
+
 /// Whether a username may be registered without any invite, as far as invites are concerned.
 ///
 /// # Errors
-/// [`Refusal::Reserved`], [`Refusal::Busy`] or [`Refusal::Stale`].
-pub fn decide_name(view: &View, now: Timestamp) -> Result<(), Refusal> {
-	let stale: Vec<Claim> = view.claims_on_name.iter().filter(|claim| claim.is_stale(now)).cloned().collect();
-	if !stale.is_empty() {
-		Err(Refusal::Stale(stale))
-	} else if !view.claims_on_name.is_empty() {
+/// [`Refusal::Reserved`] or [`Refusal::Busy`].
+pub const fn decide_name(view: &View) -> Result<(), Refusal> {
+	if !view.claims_on_name.is_empty() {
 		Err(Refusal::Busy)
 	} else if view.is_reserved {
 		Err(Refusal::Reserved)
@@ -204,8 +236,8 @@ pub enum Redeemed {
 	Now(Invite),
 	/// It was redeemed before: by an earlier attempt whose answer was lost, or by whoever settled it.
 	Before,
-	/// There is no such claim any more: somebody released it.
-	Lost,
+	/// There is no such claim any more, and no free use either. Never [`Loss::Afresh`].
+	Lost(Loss),
 }
 
 /// One use of an invite.
@@ -281,13 +313,13 @@ mod tests {
 	}
 
 	fn refusal(view: &View, claim: &Claim) -> Refusal {
-		decide(view, claim, NOW).unwrap_err()
+		decide(view, claim).unwrap_err()
 	}
 
 	#[test]
 	fn an_open_invite_can_be_claimed_even_after_it_expired() {
 		let expired = Invite { expires: Some(NOW - 1), ..account() };
-		assert_eq!(decide(&view(expired), &wanted("bob"), NOW), Ok(Admission::Claim));
+		assert_eq!(decide(&view(expired), &wanted("bob")), Ok(Admission::Claim));
 	}
 
 	#[test]
@@ -309,7 +341,7 @@ mod tests {
 		let half = Invite { max_uses: Some(2), uses: 1, ..account() };
 		let claimed = View { claims: vec![wanted("alice")], ..view(half.clone()) };
 		assert_eq!(refusal(&claimed, &wanted("bob")), Refusal::Busy);
-		assert_eq!(decide(&view(half), &wanted("bob"), NOW), Ok(Admission::Claim));
+		assert_eq!(decide(&view(half), &wanted("bob")), Ok(Admission::Claim));
 	}
 
 	#[test]
@@ -317,9 +349,9 @@ mod tests {
 		let contacts = |invite: Invite| View { is_known: true, ..view(invite) };
 		let several = Invite { max_uses: Some(2), uses: 1, ..sample("example.com", "t") };
 		let romeo = claim(&several, Purpose::Contact, "romeo@example.net", NOW);
-		assert_eq!(decide(&contacts(several.clone()), &romeo, NOW), Ok(Admission::Known));
+		assert_eq!(decide(&contacts(several.clone()), &romeo), Ok(Admission::Known));
 		let claimed = View { claims: vec![wanted("alice")], ..contacts(several.clone()) };
-		assert_eq!(decide(&claimed, &romeo, NOW), Ok(Admission::Known), "nothing is taken from others");
+		assert_eq!(decide(&claimed, &romeo), Ok(Admission::Known), "nothing is taken from others");
 		for (over, why) in [
 			(Invite { uses: 2, ..several.clone() }, Refusal::Used),
 			(Invite { revoked_at: Some(1), ..several.clone() }, Refusal::Invalid),
@@ -347,7 +379,7 @@ mod tests {
 	fn a_bound_invite_is_for_its_name_alone() {
 		let bound = Invite { username: Some("juliet".to_owned()), ..account() };
 		assert_eq!(refusal(&view(bound.clone()), &wanted("mallory")), Refusal::Bound("juliet".to_owned()));
-		assert_eq!(decide(&view(bound), &wanted("juliet"), NOW), Ok(Admission::Claim));
+		assert_eq!(decide(&view(bound), &wanted("juliet")), Ok(Admission::Claim));
 	}
 
 	#[test]
@@ -356,16 +388,58 @@ mod tests {
 		assert_eq!(refusal(&reserved, &wanted("juliet")), Refusal::Reserved);
 		let bound =
 			View { invite: Some(Invite { username: Some("juliet".to_owned()), ..account() }), ..reserved };
-		assert_eq!(decide(&bound, &wanted("juliet"), NOW), Ok(Admission::Claim), "imported twice");
+		assert_eq!(decide(&bound, &wanted("juliet")), Ok(Admission::Claim), "imported twice");
 		let claimed = View { claims_on_name: vec![wanted("juliet")], ..view(account()) };
 		assert_eq!(refusal(&claimed, &wanted("juliet")), Refusal::Busy);
 	}
 
 	#[test]
-	fn a_dead_owners_claim_is_settled_first() {
-		let stale = Claim { lease_end: NOW - 1, ..wanted("alice") };
-		let claimed = View { claims: vec![stale.clone()], ..view(account()) };
-		assert_eq!(refusal(&claimed, &wanted("bob")), Refusal::Stale(vec![stale]));
+	fn a_lost_claim_is_redeemed_afresh_where_a_use_is_free_whatever_became_of_the_invite() {
+		for invite in [
+			account(),
+			Invite { revoked_at: Some(1), ..account() },
+			Invite { paused: true, ..account() },
+			Invite { expires: Some(1), ..account() },
+			Invite { max_uses: Some(2), uses: 1, ..account() },
+		] {
+			assert_eq!(decide_lost(&view(invite), &wanted("bob"), false), Loss::Afresh);
+		}
+		let claimed = View { claims: vec![wanted("alice")], ..view(account()) };
+		assert_eq!(
+			decide_lost(&claimed, &wanted("bob"), false),
+			Loss::TakenBack,
+			"who claims was let in too"
+		);
+	}
+
+	#[test]
+	fn an_account_is_taken_back_only_where_somebody_else_has_the_use_and_nobody_else_may_have_made_it() {
+		let used = || Invite { uses: 1, ..account() };
+		assert_eq!(decide_lost(&view(used()), &wanted("bob"), false), Loss::TakenBack);
+		assert_eq!(decide_lost(&view(used()), &wanted("bob"), true), Loss::Stays, "a use names it");
+		let claimed = View { claims_on_name: vec![wanted("bob")], ..view(used()) };
+		assert_eq!(decide_lost(&claimed, &wanted("bob"), false), Loss::Stays, "a claim names it");
+		assert_eq!(decide_lost(&View::default(), &wanted("bob"), false), Loss::Stays, "another database");
+		let nameless = Claim { invitee: None, ..wanted("bob") };
+		assert_eq!(decide_lost(&view(used()), &nameless, false), Loss::Stays);
+		let contact = Invite { uses: 1, ..sample("example.com", "t") };
+		let romeo = claim(&contact, Purpose::Contact, "romeo@example.net", NOW);
+		assert_eq!(decide_lost(&view(contact), &romeo, false), Loss::Stays);
+	}
+
+	#[test]
+	fn a_reset_is_never_taken_back() {
+		let data = [(crate::value::Value::text("allow_reset"), crate::value::Value::text("juliet"))];
+		let fields = [(
+			crate::value::Value::text("additional_data"),
+			crate::value::Value::Table(data.into_iter().collect()),
+		)];
+		let reset =
+			Invite { username: Some("juliet".to_owned()), fields: fields.into_iter().collect(), ..account() };
+		assert_eq!(reset.kind(), Kind::Reset);
+		let used = Invite { uses: 1, ..reset.clone() };
+		assert_eq!(decide_lost(&view(used), &wanted("juliet"), false), Loss::Stays);
+		assert_eq!(decide_lost(&view(reset), &wanted("juliet"), false), Loss::Afresh);
 	}
 
 	#[test]

@@ -170,6 +170,21 @@ impl Nonce {
 	pub const fn from_bytes(bytes: [u8; 16]) -> Self {
 		Self(bytes)
 	}
+
+	/// From what [`Nonce::to_string`] has written.
+	#[must_use]
+	pub fn from_hex(text: &str) -> Option<Self> {
+		if text.len() != 32 || !text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+			return None;
+		}
+		u128::from_str_radix(text, 16).ok().map(|number| Self(number.to_be_bytes()))
+	}
+}
+
+impl fmt::Display for Nonce {
+	fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+		write!(f, "{:032x}", u128::from_be_bytes(self.0))
+	}
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ local OPTIONS = {
 	invites_page_supports = true, invites_registration_page = true, invites_register_template_path = true;
 	invites_bootstrap_index = true, invites_bootstrap_secret = true, invites_bootstrap_ttl = true;
 	invites_default_group = true, invite_limits = true, invite_limits_allow_unknown_age = true;
-	invite_token_at_rest = true;
+	invite_registration_field = true, invite_token_at_rest = true;
 };
 
 local KINDS_OF_PAGES = {

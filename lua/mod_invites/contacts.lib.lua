@@ -80,7 +80,7 @@ local function answer(username, contact)
 	end
 end
 
--- `claim(invite, contact, username)` returns an attempt, false if the contact needs no other use, or nil and why not;
+-- `claim(invite, contact)` returns an attempt, false if the contact needs no other use, or nil and why not;
 -- `release(attempt)` gives up one that was not used.
 function contacts.hook(validate, claim, release, count_refusal)
 	local function let_in(stanza, token)
@@ -93,7 +93,7 @@ function contacts.hook(validate, claim, release, count_refusal)
 		if was_subscribed then
 			attempt = false; -- mod_invites_register does nothing then
 		elseif invite then
-			attempt, condition = claim(invite, contact, username);
+			attempt, condition = claim(invite, contact);
 		end
 		if attempt == nil then
 			count_refusal(condition);

@@ -13,6 +13,8 @@ local redeemed = compat.counter("redeemed", "Uses of invites", "kind", KINDS);
 local revoked = compat.counter("revoked", "Invites that were revoked, by whomever and whyever", "kind", KINDS);
 local expired = compat.counter("expired", "Invites that were seen to have expired", "kind", KINDS);
 local refused = compat.counter("refused", "Tokens and registrations that were refused", "reason", {});
+local lost = compat.counter("claims_lost", "Registrations that somebody else was faster than, after all", "outcome",
+	{ "taken_back", "kept" });
 local storage_errors = compat.counter("storage_errors", "Calls of the storage that failed", "operation", {});
 local store_seconds = compat.stopwatch("store", "Time that calls of the storage took", "operation");
 local open = compat.gauge("open", "Invites that have not ended");
@@ -20,6 +22,11 @@ local open = compat.gauge("open", "Invites that have not ended");
 -- Counts one refusal, by its condition.
 function metrics.refused(condition)
 	refused(condition);
+end
+
+-- Counts one registration that has lost its claim on an invite: what became of what it has made.
+function metrics.lost(outcome)
+	lost(outcome);
 end
 
 -- The same library handle, with every call of the storage timed, if anybody wants to know.

@@ -707,6 +707,17 @@ function delete_account_invite(token)
 	return true;
 end
 
+-- The attempts to use an invite that are under way: a list of { purpose, invitee, made_at, life }, where `life` says of
+-- the server of each "alive", "over" or "unknown".
+function claims_on(named)
+	return look_after("claims_on", named);
+end
+
+-- Frees an invite of all attempts to use it: how many there were. One that goes on may still make an account.
+function release_claims(named)
+	return look_after("release_claims", named);
+end
+
 -- Has an invite refused until it is resumed: true, or false if it has ended or is paused already.
 function pause(named)
 	return look_after("set_paused", named, true);
@@ -937,7 +948,7 @@ function use(token)
 end
 
 if module.host ~= "*" and not problem then
-	redemption.hook(native, handle, validate, form, report, metrics.refused, end_soon);
+	redemption.hook(native, handle, validate, form, report, metrics.refused, metrics.lost, end_soon);
 	metrics.hook(handle);
 end
 
@@ -959,7 +970,6 @@ local TIDY_INTERVAL = 60;
 local PURGED = 25;
 
 local function tidy()
-	redemption.settle_own();
 	local ended, condition, text = handle:end_expired();
 	if not ended then
 		failed(condition, text);
@@ -976,6 +986,10 @@ local function tidy()
 end
 
 if module.host ~= "*" and not problem and not is_prosodyctl then
+	-- Where it has to be watched for a lease whether a server has died, that begins at once. SQLite's file says so itself
+	-- to whoever wants something, and is opened when it is needed.
+	local first_look = storage == "postgresql" and 0 or handle:lease() / 3;
+	protected.timer(first_look, "Settling what servers that have died were about to use", redemption.settle);
 	protected.timer(TIDY_INTERVAL, "Ending invites that have expired and purging old ones", tidy, TIDY_INTERVAL);
 	-- Prosody 0.12 forks for -D in a handler of this event, and another module may have made an invite before.
 	protected.hook_global("server-started", function () native.close(); end, 1000);

@@ -257,6 +257,54 @@ function commands.revoke(options, native)
 	return (options.inviter and revoke_inviter or revoke_one)(options, native);
 end
 
+local PURPOSES = { account = "to register an account", contact = "to become a contact" };
+
+local SERVERS = {
+	alive = "its server runs, and it may go on";
+	over = "its server has ended";
+	unknown = "whether its server runs cannot be seen";
+};
+
+-- Asks whether to free an invite.
+local function may_release(options, native)
+	if options.yes then return true; end
+	-- What a server reads is nobody's answer.
+	if not is_prosodyctl or not native.is_terminal() then
+		prosodyctl.complain("say --yes to free the invite");
+		return false;
+	end
+	sink.stderr("Type yes to free the invite: ");
+	return io.stdin:read("*l") == "yes";
+end
+
+commands.release = of_host(function (options, invites, native)
+	local claims, condition = invites.claims_on(options.invite);
+	if not claims then return refuse(condition, options.invite); end
+	if not claims[1] then
+		prosodyctl.complain("nobody is using the invite "..options.invite);
+		return 1;
+	end
+	for _, claim in ipairs(claims) do
+		local since = claim.made_at and os.date("%Y-%m-%d %H:%M:%S", claim.made_at) or "a time that is not known";
+		local line = ("%s has been using it since %s, %s; %s"):format(claim.invitee or "somebody without a name", since,
+			PURPOSES[claim.purpose], SERVERS[claim.life]);
+		if options.json then prosodyctl.complain(line); else prosodyctl.print(line); end
+	end
+	if not may_release(options, native) then
+		prosodyctl.complain("nothing was released");
+		return 1;
+	end
+	local released;
+	released, condition = invites.release_claims(options.invite);
+	if not released then return refuse(condition, options.invite); end
+	if options.json then
+		prosodyctl.print(native.json({ released = released }));
+	else
+		prosodyctl.print("the invite is free");
+	end
+	return 0;
+end);
+
 commands.tree = of_host(function (options, invites)
 	if options.accounts then
 		local members, condition = invites.branch(options.username);

@@ -10,13 +10,14 @@ local contacts = module:require("contacts");
 local protected = module.protected;
 
 local nodeprep = compat.lib("util.encodings").stringprep.nodeprep;
+local usermanager = compat.lib("core.usermanager");
 local rostermanager = compat.lib("core.rostermanager");
 local st = compat.lib("util.stanza");
 
 local xmlns_preauth = "urn:xmpp:pars:0";
 
--- Seconds between two looks at attempts that wait for something, and looks between two renewals of their leases.
-local REVIEW_INTERVAL, REVIEWS_PER_RENEWAL = 0.1, 200;
+-- Seconds between two looks at attempts that wait for something.
+local REVIEW_INTERVAL = 0.1;
 
 -- Looks between two tries to redeem while the storage fails: at first, and at most. Each may hold the server up, so one
 -- of those that wait is tried for all.
@@ -27,7 +28,6 @@ local REFUSALS = {
 	["token-invalid"] = { "cancel", "forbidden", "This invitation has been used already, or was revoked" };
 	["token-used"] = { "cancel", "forbidden", "This invitation has been used already" };
 	["token-busy"] = { "wait", "resource-constraint", "This invitation is being used right now, please try again" };
-	["claims-stale"] = { "wait", "resource-constraint", "This invitation is being used right now, please try again" };
 	["name-mismatch"] = { "modify", "not-acceptable", "This invitation is for the username %s" };
 	["name-reserved"] = { "cancel", "conflict", "This username is reserved" };
 	["name-busy"] = { "wait", "resource-constraint", "This username is being registered right now" };
@@ -49,8 +49,8 @@ local REFUSALS = {
 	["pending"] = { "wait", "forbidden", "This invitation cannot be used at the moment" };
 };
 
--- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread }, and how
--- they go on.
+-- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread,
+-- was_missing }, and how they go on; `was_missing`: it was proved that there was no account of this name.
 local attempts;
 -- The attempt of a holder (a stream, or else a validated invite), and the invites that were redeemed: one preauth is
 -- good for one registration. Nobody ends an attempt but its own coroutine, or the review when that is over.
@@ -91,7 +91,7 @@ local function under_way(library)
 	return of_host;
 end
 
-function redemption.hook(library, handle, validate, form, report, count_refusal, end_soon)
+function redemption.hook(library, handle, validate, form, report, count_refusal, count_lost, end_soon)
 	local kept = under_way(library);
 	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
 	-- What happened to accounts while the storage failed, and ends invites: { method, username, at }, each once.
@@ -99,6 +99,10 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 	kept.late = late;
 	local is_reviewing = false;
 	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
+
+	-- Seconds between two looks for claims that are to be settled, and reviews between two signs of life.
+	local settle_interval = handle:lease() / 3;
+	local reviews_per_renewal = math.max(1, math.floor(settle_interval / REVIEW_INTERVAL));
 
 	-- Whether there may be claims that nobody holds, for the storage failed when they were made or released.
 	local is_any_left = false;
@@ -133,21 +137,35 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		elseif condition == "internal-server-error" then
 			report(text);
 		end
+		return summary ~= nil;
 	end
 
-	-- Calls a method of the handle, and once more after it has settled the claims of servers that died. If the invite
-	-- depends on accounts, `argument` is a table. `inviter` is whose contact somebody is to become.
-	local function settled(depends_on, inviter, method, argument)
+	-- Settles the claims of servers that are proved to have died, or of which nothing was seen for a lease, and our own
+	-- that no attempt holds. Whether there were any.
+	local function settle_claims()
+		local held = {};
+		for nonce in pairs(attempts) do table.insert(held, nonce); end
+		-- A storage that fails says so to whoever wants something of it.
+		local claims = handle:look_at_claims(held);
+		local is_any_settled = false;
+		for _, claim in ipairs(claims or {}) do
+			local outcome = outcome_of(claim, claim.inviter); -- may wait
+			if not attempts[claim.nonce] then is_any_settled = settle(claim, outcome) or is_any_settled; end
+		end
+		return is_any_settled;
+	end
+
+	-- Looks after the claims of others, and after our own that nobody holds: the seconds until that is to be done again.
+	function redemption.settle()
+		settle_claims();
+		return settle_interval;
+	end
+
+	-- Calls a method of the handle, and once more if claims could be settled that were in its way. If the invite depends
+	-- on accounts, `argument` is a table.
+	local function settled(depends_on, method, argument)
 		local result, condition, text, more = method(handle, argument);
-		if condition == "claims-stale" then
-			for _, claim in ipairs(more) do
-				if attempts[claim.nonce] then
-					-- Our own: this process, not its registration, was held up.
-					handle:renew(claim.nonce);
-				else
-					settle(claim, outcome_of(claim, inviter));
-				end
-			end
+		if condition == "token-busy" and settle_claims() then
 			if depends_on then argument.depends_on = compat.account_states(depends_on); end
 			result, condition, text = method(handle, argument);
 		elseif condition == "token-invalid" and more then
@@ -181,11 +199,19 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		attempt.runner, attempt.thread = nil, nil;
 	end
 
-	-- Turns the claim of an attempt into a use: true, false if the claim was lost, nil if that will be tried again.
+	-- Somebody else has the use that an attempt had claimed, and what it has made stays.
+	local function report_lost(attempt, lost)
+		module:log("error", "%s has used the invite %s, but %s: nothing of what it promised is given",
+			attempt.invitee or "Somebody", lost.id, lost.text);
+		count_lost("kept");
+	end
+
+	-- Turns the claim of an attempt into a use: true, nil if that will be tried again, or false if the claim was lost, and
+	-- what is known of that: { id, text, is_taken_back }.
 	local function redeem(attempt, source)
 		if type(source) ~= "string" then source = nil; end
 		local is_heard = compat.is_heard("invite-used");
-		local summary, condition, text = handle:redeem(attempt.token, attempt.nonce, source, is_heard);
+		local summary, condition, text, lost = handle:redeem(attempt, attempt.nonce, source, is_heard);
 		if condition == "internal-server-error" then
 			if attempt.is_to_redeem then
 				retry_pause = math.min(retry_pause * 2, LAST_RETRY);
@@ -200,8 +226,9 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		retry_pause = FIRST_RETRY;
 		forget(attempt);
 		if not summary then
-			module:log("error", "An invite was used by %s, but %s", attempt.invitee, text);
-			return false;
+			lost = lost or { id = "of an unknown id" };
+			lost.text = text;
+			return false, lost;
 		end
 		if type(summary) == "table" then
 			fire("invite-used", summary, { purpose = attempt.purpose, invitee = attempt.invitee, source = source });
@@ -217,9 +244,16 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 	local function review_attempt(attempt)
 		attempt.reviews = (attempt.reviews or 0) + 1;
 		if attempt.is_to_redeem then
-			if looks_since_failure >= retry_pause then redeem(attempt, attempt.source); end
+			if looks_since_failure < retry_pause then return; end
+			local is_redeemed, lost = redeem(attempt, attempt.source);
+			-- Its account is not taken back: it may have been in use for a while.
+			if is_redeemed == false then report_lost(attempt, lost); end
 		elseif is_waiting(attempt) then
-			if attempt.reviews % REVIEWS_PER_RENEWAL == 0 then handle:renew(attempt.nonce); end
+			if attempt.reviews < (attempt.next_renewal or reviews_per_renewal) then return; end
+			local _, condition = handle:renew(attempt.nonce);
+			-- A storage that is back is to know soon that we are here.
+			local pause = condition and math.min(FIRST_RETRY, reviews_per_renewal) or reviews_per_renewal;
+			attempt.next_renewal = attempt.reviews + pause;
 		else
 			release(attempt);
 		end
@@ -291,8 +325,8 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 	end
 
 	-- Claims an invite for somebody: the attempt, or nil and why not. False for a contact who is among its redemptions and
-	-- is let in without another use. `inviter` is whose contact somebody is to become.
-	local function claim(token, purpose, invitee, depends_on, inviter, invite, holder)
+	-- is let in without another use.
+	local function claim(token, purpose, invitee, depends_on, invite, holder)
 		local states = depends_on and compat.account_states(depends_on); -- may wait
 		local runner, thread = compat.current_runner();
 		local replaced = holder and attempt_of[holder];
@@ -302,7 +336,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			invite = invite, holder = holder, runner = runner, thread = thread;
 		};
 		if replaced then attempt.replaced = replaced.nonce; end
-		local nonce, condition = settled(depends_on, inviter, handle.claim, attempt);
+		local nonce, condition = settled(depends_on, handle.claim, attempt);
 		if replaced then forget(replaced); end
 		if nonce == false then return false; end
 		if not nonce then
@@ -394,7 +428,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 
 		if not invite or not invite.token then
 			if exists then return event.allow_reset == nil and refuse(event, "conflict") or nil; end
-			local is_free, condition = settled(nil, nil, handle.check_name, username);
+			local is_free, condition = settled(nil, handle.check_name, username);
 			if not is_free then
 				refuse(event, condition == "name-reserved" and condition
 					or condition == "internal-server-error" and condition or "name-busy");
@@ -409,8 +443,9 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		-- The caller looks for the account too, before or after: what it finds may be another one.
 		if against then return refuse_other_name(event, invite) or refuse(event, against); end
 		local holder = event.session or invite;
-		local attempt, why = claim(invite.token, "account", username, about.depends_on, nil, invite, holder);
-		if not attempt then refuse(event, why, why, invite.username); end
+		local attempt, why = claim(invite.token, "account", username, about.depends_on, invite, holder);
+		if not attempt then return refuse(event, why, why, invite.username); end
+		attempt.was_missing = account == "missing";
 	end
 
 	-- Counts an unknown token of a stranger, and ends the stream of who presents one after the other. Whether it did.
@@ -494,7 +529,37 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		end
 	end
 
+	local function has_session(username)
+		local host = prosody.hosts[module.host];
+		local user = host and host.sessions and host.sessions[username];
+		return user ~= nil and next(user.sessions or {}) ~= nil;
+	end
+
+	-- Deletes the account that an attempt has made, where it is sure that it has: it was proved that there was none, and
+	-- the coroutine that claimed is the one that has made it. Whether that was done.
+	local function take_back(event, attempt, lost)
+		local _, thread = compat.current_runner();
+		local is_its_own = attempt.was_missing and thread and attempt.thread == thread;
+		if not lost.is_taken_back or not is_its_own or has_session(attempt.invitee) then return false; end
+		local what = ("The account %s, made with an invite that somebody else has used, cannot be deleted"):format(
+			attempt.invitee);
+		local ok, is_deleted = protected.call(what, usermanager.delete_user, attempt.invitee, module.host);
+		if not ok or not is_deleted then return false; end
+		module:log("error", "The account %s was made with the invite %s, which somebody else has used: it was deleted again",
+			attempt.invitee, lost.id);
+		count_lost("taken_back");
+		local session = event.session;
+		if session and type(session.close) == "function" then
+			-- It has been told that the account is there.
+			local text = "This invitation was used by somebody else meanwhile, and your account was not kept";
+			protected.call("The stream of an account that was deleted again cannot be closed", session.close, session,
+				{ condition = "policy-violation", text = text });
+		end
+		return true;
+	end
+
 	-- Redeems before other handlers give the account what the invite promises, and takes the promise away if it cannot.
+	-- True if there is no account any more.
 	local function redeem_registration(event)
 		local invite = validated_invite_of(event);
 		local username = event.username;
@@ -511,9 +576,10 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		-- is there all the same.
 		invite = invite or attempt and attempt.invite;
 		event.validated_invite = invite;
-		local is_redeemed;
+		local is_redeemed, lost;
 		if attempt then
-			is_redeemed = redeem(attempt, event.source) ~= false;
+			is_redeemed, lost = redeem(attempt, event.source);
+			is_redeemed = is_redeemed ~= false;
 		elseif not invite or not invite.token then
 			return;
 		elseif redeemed[invite] then
@@ -524,6 +590,12 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		if is_redeemed then
 			redeemed[invite] = true;
 			forget_lost_inviter(invite, attempt);
+		elseif lost and take_back(event, attempt, lost) then
+			clear_validated_invite(event);
+			return true;
+		elseif lost then
+			report_lost(attempt, lost);
+			clear_validated_invite(event);
 		else
 			module:log("error", "The account %s was made with an invite that is not good for it any more; it gets nothing of "
 				.."what the invite promised", tostring(event.username));
@@ -543,11 +615,12 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			-- The host was deactivated and activated since the claim was made: nobody else remembers it.
 			wanted.nonce = nonce;
 			attempts[nonce] = wanted;
-			return redeem(wanted, source) ~= false;
+			local is_redeemed, lost = redeem(wanted, source);
+			if is_redeemed == false then report_lost(wanted, lost); end
+			return is_redeemed ~= false;
 		end
 		wanted.depends_on = about.depends_on and compat.account_states(about.depends_on);
-		local inviter = purpose == "contact" and invite.username or nil;
-		local summary, why = settled(about.depends_on, inviter, handle.redeem_at_once, wanted);
+		local summary, why = settled(about.depends_on, handle.redeem_at_once, wanted);
 		if summary == nil then return nil, why; end
 		redeemed[invite] = true;
 		if summary then fire("invite-used", summary, { purpose = purpose, invitee = invitee, source = source }); end
@@ -556,7 +629,8 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 
 	local function after_account_change(handlers, event_name, event)
 		if type(event) == "table" and type(event.username) == "string" then
-			redeem_registration(event);
+			-- Nobody else is to be told of an account that is gone.
+			if redeem_registration(event) then return; end
 		end
 		local ret = handlers(event_name, event);
 		if type(event) == "table" then
@@ -598,6 +672,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		-- Whoever gets the name next has invited nobody.
 		for _, other in pairs(attempts) do
 			if other.invite and other.invite.inviter == event.username then other.is_inviter_deleted = true; end
+			if other.invitee == event.username then other.was_missing = nil; end -- whose is the one that is there next?
 		end
 		end_invites("retire_depending", event.username);
 	end);
@@ -640,8 +715,8 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		end
 	end, 10, answer_failure);
 
-	contacts.hook(validate, function (invite, contact, username)
-		return claim(invite.token, "contact", contact, abouts[invite].depends_on, username);
+	contacts.hook(validate, function (invite, contact)
+		return claim(invite.token, "contact", contact, abouts[invite].depends_on);
 	end, release, count_refusal);
 
 	--- :use() of a validated invite
@@ -657,8 +732,11 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			local is_anothers = thread and attempt.thread ~= thread and is_waiting(attempt);
 			if attempt.token == invite.token and not is_anothers
 			and (attempt.invite == invite or request and request.attempt == attempt) then
-				local is_redeemed = redeem(attempt, attempt.purpose == "contact" and "presence" or nil);
-				if is_redeemed == false then return nil, "token-used"; end
+				local is_redeemed, lost = redeem(attempt, attempt.purpose == "contact" and "presence" or nil);
+				if is_redeemed == false then
+					report_lost(attempt, lost);
+					return nil, "token-used";
+				end
 				redeemed[invite] = true;
 				return true;
 			end
@@ -669,18 +747,6 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			return nil, is_temporary and condition or "token-used";
 		end
 		return true;
-	end
-
-	--- claims that nobody holds
-
-	-- Settles the claims of this process that no attempt holds, once their leases are over: nobody else may ever ask for
-	-- these invites. Those of servers that died are settled when somebody does.
-	function redemption.settle_own()
-		local stale, condition, text = handle:own_stale_claims();
-		if condition == "internal-server-error" then report(text); end
-		for _, left in ipairs(stale or {}) do
-			if not attempts[left.nonce] then settle(left, outcome_of(left, left.inviter)); end
-		end
 	end
 
 	--- reloading
@@ -696,7 +762,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 	end
 
 	-- A reload takes no time; between an unloading and a loading attempts may have ended unseen, the account made or not.
-	-- Their claims are nobody's then: a redeem takes them over, or they are settled when their leases are over.
+	-- Their claims are nobody's then: a redeem takes them over, or they are settled when nobody has for a lease.
 	function module.save()
 		kept.is_reload = true;
 		return {};

@@ -186,12 +186,12 @@ class Stream:
         """Present an invite token (XEP-0445). None sends the element without the attribute."""
         await self.iq("set", ET.Element(f"{_PARS}preauth", {} if token is None else {"token": token}))
 
-    async def register(self, username: str, password: str, **fields: str) -> None:
+    async def register(self, username: str, password: str, *, timeout: float = DEADLINE, **fields: str) -> None:
         """Ask for an account (XEP-0077), as often as the test likes on one stream."""
         query = ET.Element(f"{_REGISTER}query")
         for name, value in {"username": username, "password": password, **fields}.items():
             ET.SubElement(query, _REGISTER + name).text = value
-        await self.iq("set", query)
+        await self.iq("set", query, timeout=timeout)
 
     async def registration_form(self) -> RegistrationForm:
         """What a program shows to somebody who wants to register (XEP-0077)."""
@@ -323,7 +323,7 @@ class Stream:
 
     # On any stream
 
-    async def iq(self, type: str, payload: ET.Element, to: str | None = None) -> ET.Element:
+    async def iq(self, type: str, payload: ET.Element, to: str | None = None, timeout: float = DEADLINE) -> ET.Element:
         """Send an IQ and return the result stanza's XML."""
         request: Iq = self._client.make_iq(id=self._client.new_id(), ito=to)
         request["type"] = type
@@ -331,7 +331,7 @@ class Stream:
         # Not the future of `request.send`: newer ones of slixmpp drop an error whose condition they do not know.
         answer = self._answers[request["id"]] = self._client.loop.create_future()
         self._client.send(request)
-        xml = await self._in_time(answer)
+        xml = await self._in_time(answer, timeout)
         if xml.get("type") == "error":
             raise Refused.from_stanza(xml)
         return xml

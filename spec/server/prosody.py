@@ -269,6 +269,21 @@ class Prosody:
         values = tuple(_decode(value) for value in answer["values"])
         return values[0] if len(values) == 1 else values
 
+    def set_lease(self, seconds: float, *, clock_ahead: int = 0, host: str = "example.com") -> None:
+        """From now on a lease is so long, and the clock of the library so many seconds ahead."""
+        self.eval(
+            """
+            local library = package.loaded["prosody_invites"];
+            local open = library.open;
+            function library.open(options)
+                options.lease, options.clock_ahead = args.lease, args.ahead;
+                return open(options);
+            end
+            require "core.modulemanager".reload(module.host, "invites");
+            """,
+            host=host, lease=seconds, ahead=clock_ahead,
+        )
+
     def tidy(self, host: str = "example.com") -> None:
         """Have our module look now, not in a minute, for what expired and for what has been history for long enough."""
         self.eval(

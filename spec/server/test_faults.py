@@ -163,10 +163,6 @@ async def until_settled(server: Prosody) -> None:
         assert time.monotonic() < deadline, "invites do not come back"
         await asyncio.sleep(0.05)
     while rows(server, "SELECT 1 FROM claim"):
-        if time.monotonic() > deadline and isinstance(server, OnPostgres):
-            # One that a lost connection has made: its call failed, so that nobody holds it, and its lease is to end.
-            rows(server, "UPDATE claim SET lease_end = 0")
-            return
         assert time.monotonic() < deadline, "a claim is never redeemed nor released"
         await asyncio.sleep(0.05)
 
@@ -198,9 +194,7 @@ async def suffer(
         await asyncio.gather(working, return_exceptions=True)
         if not server.running:
             server.start(DEADLINE)
-            rows(server, "UPDATE claim SET lease_end = 0")
-        else:
-            await until_settled(server)
+        await until_settled(server)
         told = [condition for _, condition in ledger.refused if condition not in (BUSY, "forbidden")]
         assert set(told) <= ({FAILED} if causes else set()), told
         if told or ledger.failed_creates:

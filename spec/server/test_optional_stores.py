@@ -173,13 +173,10 @@ async def test_junk_does_not_have_a_broken_store_read_again(make: Make) -> None:
     reads = server.eval(SWITCH + "return switch.reads", host=host)
     assert reads == 1
     async with await open_stream(server, host) as stream:
-        # A bad token counts as one.
-        for _ in range(9):
-            with pytest.raises(Refused):
+        # Nobody can tell whether it is known, so it is not counted as a guess.
+        for _ in range(25):
+            with pytest.raises(Refused, match="internal-server-error"):
                 await stream.preauth("x" * 24)
-        with pytest.raises((ConnectionError, Refused)):
-            await stream.preauth("x" * 24)
-        await stream.wait_closed()
     assert server.eval(SWITCH + "return switch.reads", host=host) == reads
     assert server.log().count("cannot be taken over") == 1
 

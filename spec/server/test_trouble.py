@@ -200,7 +200,7 @@ TROUBLES = {
     "in a read-only directory": (_directory_read_only, CHOWN),
     "garbage": (_garbage, DAMAGED),
     "truncated": (_truncated, DAMAGED),
-    "newer": (_newer, "has schema 99, this version of mod_invites knows schemas up to "),
+    "newer": (_newer, "has schema 99, this version of mod_invites knows schemas up to 5: install the newer version"),
     "of another program": (_of_another_program, "is an SQLite database of another program: move it away"),
 }
 

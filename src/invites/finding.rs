@@ -8,7 +8,7 @@ use crate::invite::Invite;
 use crate::lifecycle::State;
 use crate::lineage::{self, Member, Place};
 use crate::listing::{Filter, Part, Position};
-use crate::redemption::{Purpose, Redemption};
+use crate::redemption::{Claim, Purpose, Redemption};
 use crate::store::{Members, Pick, Record, StoreError};
 use crate::token::{Digest, ID_DIGITS, IdPrefix};
 
@@ -195,6 +195,9 @@ impl Invites {
 	#[must_use]
 	pub fn check(&self, now: Timestamp) -> Vec<Finding> {
 		let mut findings = self.store.health(&self.host, now);
+		// Where the storage fails, it has said so.
+		findings
+			.extend(self.claims().unwrap_or_default().iter().filter_map(|claim| self.old_claim(claim, now)));
 		if self.at_rest == AtRest::Digest {
 			findings.push(match self.has_tokens() {
 				Ok(true) => Finding::warning(
@@ -205,6 +208,23 @@ impl Invites {
 			});
 		}
 		findings
+	}
+
+	/// What there is to say of a claim that has stood for so long that nobody can have been registering all the time.
+	fn old_claim(&self, claim: &Claim, now: Timestamp) -> Option<Finding> {
+		const LEASES: u32 = 10;
+		let age = now.saturating_sub(claim.made_at?);
+		if age <= i64::try_from((self.lease() * LEASES).as_secs()).unwrap_or(i64::MAX) {
+			return None;
+		}
+		let id = claim.digest.id();
+		let invitee = claim.invitee.as_deref().unwrap_or("somebody without a name");
+		Some(Finding::warning(format!(
+			"{invitee} has been using the invite {id} for {} minutes, and nobody else can: if that is over, \
+			 prosodyctl mod_invites release {} {id}",
+			age / 60,
+			self.host
+		)))
 	}
 
 	/// Whether the store has the token of an open invite.

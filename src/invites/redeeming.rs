@@ -1,17 +1,19 @@
 //! Redeeming invites: a claim, and then its use or its release.
 
+use std::collections::BTreeMap;
 use std::slice;
+use std::time::Instant;
 
 use super::ending::ACCOUNT_GONE;
 use super::finding::check;
-use super::{Attempt, Invites, Orphan, apply_endings, boot, cut, keep_member, peek, stored};
+use super::{Attempt, Invites, apply_endings, boot, cut, keep_member, peek, stored};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind};
 use crate::lineage::Birth;
 use crate::redemption::{
-	Account, Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View, decide, decide_name,
-	reserves,
+	Account, Admission, Claim, Life, Loss, Purpose, Redeemed, Redemption, Refusal, View, decide, decide_lost,
+	decide_name, reserves,
 };
 use crate::store::{Lock, Pick, Rows, StoreError, TxError};
 use crate::token::{Digest, Nonce};
@@ -53,7 +55,7 @@ impl Invites {
 		check(&self.find(&attempt.digest)?, attempt.purpose, now)?;
 		check_accounts(&attempt.depends_on)?;
 		let claim = self.draw_claim(attempt, now)?;
-		decide(&self.view(&claim, now)?, &claim, now)?;
+		decide(&self.view(&claim, now)?, &claim)?;
 		Ok(())
 	}
 
@@ -83,12 +85,14 @@ impl Invites {
 		replaced: Option<&Nonce>,
 		now: Timestamp,
 	) -> Result<Result<Admission, Refusal>, StoreError> {
-		let mut released = self.orphans_at(now);
+		// Before there is a claim, for others look whether its owner lives.
+		self.store.hold(&claim.boot)?;
+		let mut released = self.orphans().clone();
 		released.extend(replaced);
 		// From now on it has a holder.
-		self.orphans().retain(|orphan| orphan.nonce != claim.nonce);
+		self.orphans().retain(|orphan| *orphan != claim.nonce);
 		let claimed = self.write(CLAIMING, &name_of(claim), |rows| {
-			let decision = decide(&self.view_in(rows, claim, &released, now)?, claim, now);
+			let decision = decide(&self.view_in(rows, claim, &released, now)?, claim);
 			if decision == Ok(Admission::Claim) {
 				rows.insert_claim(claim)?;
 			}
@@ -97,17 +101,10 @@ impl Invites {
 		if claimed.is_err() {
 			// A commit that was reported as failed may be found in the log later.
 			let mut orphans = self.orphans();
-			orphans.extend(replaced.map(|nonce| Orphan { nonce: *nonce, lease_end: None }));
-			orphans.push(Orphan { nonce: claim.nonce, lease_end: Some(claim.lease_end) });
+			orphans.extend(replaced);
+			orphans.push(claim.nonce);
 		}
 		claimed
-	}
-
-	/// The claims that nobody holds, without those that are stale: whoever meets these settles them.
-	fn orphans_at(&self, now: Timestamp) -> Vec<Nonce> {
-		let mut orphans = self.orphans();
-		orphans.retain(|orphan| orphan.lease_end.is_none_or(|lease_end| now <= lease_end));
-		orphans.iter().map(|orphan| orphan.nonce).collect()
 	}
 
 	/// What [`decide`] needs to know of a claim, which is not made.
@@ -166,10 +163,10 @@ impl Invites {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
-		let released = self.orphans_at(now);
+		let released = self.orphans().clone();
 		self.write(REDEEMING, &name_of(claim), |rows| {
 			let view = self.view_in(rows, claim, &released, now)?;
-			Ok(match (decide(&view, claim, now), view.invite) {
+			Ok(match (decide(&view, claim), view.invite) {
 				(Ok(Admission::Claim), Some(invite)) => {
 					Ok(Some(record_use(rows, super::whole(invite)?, claim, source, now)?))
 				}
@@ -192,50 +189,64 @@ impl Invites {
 			digest: attempt.digest,
 			purpose: attempt.purpose,
 			invitee: attempt.invitee,
-			boot: boot()?,
-			lease_end: now.saturating_add(LEASE),
+			boot: self.boot()?,
+			made_at: Some(now),
+			renewals: 0,
 		})
 	}
 
-	/// Turns a claim into a use. The invite as it then is, or none if that was done before.
+	/// Names the process that these invites are used by.
+	fn boot(&self) -> Result<Nonce, InviteError> {
+		self.boot.map_or_else(boot, Ok)
+	}
+
+	/// Turns the claim of an attempt into a use. The invite as it then is, or none if that was done before.
 	///
 	/// # Errors
 	/// [`InviteError::ClaimLost`]. Where the store fails the claim stands, and this is to be tried again.
 	pub fn redeem(
 		&self,
-		digest: &Digest,
+		attempt: Attempt,
 		nonce: &Nonce,
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
-		match self.use_claim(digest, nonce, source.map(cut), now)? {
+		let digest = attempt.digest;
+		let claim = Claim { nonce: *nonce, ..self.draw_claim(attempt, now)? };
+		match self.use_claim(&claim, source.map(cut), now)? {
 			Redeemed::Now(invite) => Ok(Some(invite)),
 			Redeemed::Before => Ok(None),
-			Redeemed::Lost => Err(InviteError::ClaimLost),
+			Redeemed::Lost(loss) => Err(InviteError::ClaimLost {
+				id: digest.id().to_string(),
+				is_taken_back: loss == Loss::TakenBack,
+			}),
 		}
 	}
 
-	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in.
+	/// Turns a claim into a use, whatever was done to the invite since: who holds a claim has been let in. `wanted` is what
+	/// was claimed. Where the claim is gone, the invite is redeemed afresh if it can be.
 	pub(crate) fn use_claim(
 		&self,
-		digest: &Digest,
-		nonce: &Nonce,
+		wanted: &Claim,
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Redeemed, StoreError> {
 		self.write(REDEEMING, &[], |rows| {
-			// Whatever ends it.
-			let found = stored(rows, digest)?;
-			if let Some(claim) = rows.take_claims(slice::from_ref(nonce))?.pop() {
-				let claimed = if claim.digest == *digest { found } else { stored(rows, &claim.digest)? };
+			// Whatever has ended it since, or is about to.
+			let found = stored(rows, &wanted.digest)?;
+			if let Some(claim) = rows.take_claims(slice::from_ref(&wanted.nonce))?.pop() {
+				let claimed =
+					if claim.digest == wanted.digest { found } else { stored(rows, &claim.digest)? };
 				return Ok(match claimed {
 					Some(invite) => Redeemed::Now(record_use(rows, invite, &claim, source, now)?),
-					None => Redeemed::Lost,
+					None => Redeemed::Lost(Loss::Stays),
 				});
 			}
-			let uses = rows.redemptions(slice::from_ref(digest))?;
-			let is_redeemed = uses.iter().any(|(_, redemption)| redemption.nonce == *nonce);
-			Ok(if is_redeemed { Redeemed::Before } else { Redeemed::Lost })
+			let uses = rows.redemptions(slice::from_ref(&wanted.digest))?;
+			if uses.iter().any(|(_, redemption)| redemption.nonce == wanted.nonce) {
+				return Ok(Redeemed::Before);
+			}
+			use_afresh(rows, found, wanted, source, now)
 		})
 	}
 
@@ -247,21 +258,20 @@ impl Invites {
 		let released =
 			self.write(RELEASING, &[], |rows| Ok(!rows.take_claims(slice::from_ref(nonce))?.is_empty()));
 		if released.is_err() {
-			self.orphans().push(Orphan { nonce: *nonce, lease_end: None });
+			self.orphans().push(*nonce);
 		}
 		Ok(released?)
 	}
 
-	/// Gives a claim back, unless it was renewed meanwhile.
-	pub(crate) fn release_stale(&self, nonce: &Nonce, now: Timestamp) -> Result<bool, StoreError> {
-		self.write(RELEASING, &[], |rows| {
-			let Some(claim) = rows.take_claims(slice::from_ref(nonce))?.pop() else { return Ok(false) };
-			let is_stale = claim.is_stale(now);
-			if !is_stale {
-				rows.insert_claim(&claim)?;
-			}
-			Ok(is_stale)
-		})
+	/// Releases all claims on an invite, because an operator says so. How many there were.
+	pub fn release_claims(&self, digest: &Digest) -> Result<usize, InviteError> {
+		Ok(self.write(RELEASING, &[], |rows| {
+			// From now on nobody makes one.
+			rows.invite(digest)?;
+			let claims = rows.claims()?.into_iter().filter(|claim| claim.digest == *digest);
+			let nonces: Vec<Nonce> = claims.map(|claim| claim.nonce).collect();
+			Ok(rows.take_claims(&nonces)?.len())
+		})?)
 	}
 
 	/// Releases the claims that are there because a call failed.
@@ -288,12 +298,44 @@ impl Invites {
 		Ok(self.claims()?.into_iter().find(is_same).map(|claim| claim.nonce))
 	}
 
-	/// The claims of this process whose lease is over: whoever made them does not renew them any more.
-	pub fn own_stale_claims(&self, now: Timestamp) -> Result<Vec<Claim>, InviteError> {
-		let boot = boot()?;
-		let mut claims = self.claims()?;
-		claims.retain(|claim| claim.boot == boot && claim.is_stale(now));
-		Ok(claims)
+	/// The claims that may be settled now: those of processes that are over, and those of which no sign of life was seen for a
+	/// whole lease, by looks like this one; `mono` is the present moment by the monotonic clock. Of the claims of this
+	/// process, those may that nobody holds and nobody has taken over for a lease; `held` are those that somebody does.
+	/// Where the store fails, what was seen before is worth nothing.
+	pub fn look_at_claims(&self, held: &[Nonce], mono: Instant) -> Result<Vec<Claim>, InviteError> {
+		let own = self.boot()?;
+		let looked = self.look("looking for attempts under way", |rows| {
+			let claims = rows.claims()?;
+			let mut lives = BTreeMap::new();
+			for Claim { boot, .. } in &claims {
+				if *boot != own && !lives.contains_key(boot) {
+					lives.insert(*boot, rows.life(boot)?);
+				}
+			}
+			Ok((claims, lives))
+		});
+		let mut watch = self.watch();
+		let (claims, lives) = looked.inspect_err(|_| watch.clear())?;
+		let mut owners: BTreeMap<Nonce, (Life, Vec<Claim>)> = BTreeMap::new();
+		for claim in claims {
+			// Nobody vouches for one of our own that nobody holds, so each is watched by itself.
+			let (owner, life) = match lives.get(&claim.boot) {
+				Some(life) => (claim.boot, *life),
+				None if held.contains(&claim.nonce) => continue,
+				None => (claim.nonce, Life::Unknown { connection: 0 }),
+			};
+			owners.entry(owner).or_insert_with(|| (life, Vec::new())).1.push(claim);
+		}
+		watch.retain(|owner| owners.contains_key(owner));
+		let mut settled = Vec::new();
+		for (owner, (life, claims)) in owners {
+			let renewals: Vec<(Nonce, i64)> =
+				claims.iter().map(|claim| (claim.nonce, claim.renewals)).collect();
+			if watch.may_settle(owner, life, &renewals, mono) {
+				settled.extend(claims);
+			}
+		}
+		Ok(settled)
 	}
 
 	/// All claims of the host.
@@ -301,43 +343,55 @@ impl Invites {
 		self.look("looking for attempts under way", |rows| rows.claims())
 	}
 
-	/// Keeps a claim for another lease. `false` if there was none any more.
-	pub fn renew(&self, nonce: &Nonce, now: Timestamp) -> Result<bool, InviteError> {
-		Ok(self.renew_until(nonce, now.saturating_add(LEASE))?)
-	}
-
-	pub(crate) fn renew_until(&self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		super::kept(
-			|rows| rows.renew_claim(nonce, lease_end),
+	/// Shows that the owner of a claim lives. `false` if there is no such claim any more.
+	pub fn renew(&self, nonce: &Nonce) -> Result<bool, InviteError> {
+		self.store.hold(&self.boot()?)?;
+		let renewed = super::kept(
+			|rows| rows.renew_claim(nonce),
 			|work| self.store.renew("renewing a claim", self.host(), work),
-		)
+		)?;
+		Ok(renewed)
 	}
 
-	/// Settles a claim whose owner died. `account` is what was to come out of it: the account registered, or, for a
-	/// contact, `Active` if the inviter has the contact. If it came about, the claim becomes its use, and the invite as it
-	/// then is is returned; if not, it is released; if nobody can say, it stays. A reset that was cut off may be repeated,
-	/// for it is bound to its user.
+	/// Settles a claim that [`Invites::look_at_claims`] has named. `account` is what was to come out of it: the account
+	/// registered, or, for a contact, `Active` if the inviter has the contact. If it came about, the claim becomes its use,
+	/// and the invite as it then is is returned; if not, it is released; if nobody can say, it stays. A reset that was cut
+	/// off may be repeated, for it is bound to its user. If its owner turns out to live, nothing is done.
 	pub fn settle(
 		&self,
-		digest: &Digest,
-		nonce: &Nonce,
+		claim: &Claim,
 		account: Account,
 		now: Timestamp,
 	) -> Result<Option<Invite>, InviteError> {
-		let kind = self.known(digest)?.map(|invite| invite.kind());
-		match account {
-			Account::Active | Account::Disabled if kind != Some(Kind::Reset) => {
-				match self.use_claim(digest, nonce, Some(SETTLED), now)? {
-					Redeemed::Now(invite) => return Ok(Some(invite)),
-					Redeemed::Before | Redeemed::Lost => (),
-				}
+		let came_about = match account {
+			Account::Unknown | Account::NotFound => return Ok(None),
+			Account::Active | Account::Disabled => true,
+			Account::Missing => false,
+		};
+		let own = self.boot()?;
+		Ok(self.write("settling a claim", &name_of(claim), |rows| {
+			let found = stored(rows, &claim.digest)?;
+			if claim.boot != own && rows.life(&claim.boot)? == Life::Alive {
+				return Ok(None);
 			}
-			Account::Unknown | Account::NotFound => (),
-			Account::Active | Account::Disabled | Account::Missing => {
-				self.release_stale(nonce, now)?;
+			let Some(taken) = rows.take_claims(slice::from_ref(&claim.nonce))?.pop() else { return Ok(None) };
+			if taken.renewals != claim.renewals {
+				rows.insert_claim(&taken)?;
+				return Ok(None);
 			}
-		}
-		Ok(None)
+			match found.filter(|invite| came_about && invite.kind() != Kind::Reset) {
+				Some(invite) => Ok(Some(record_use(rows, invite, &taken, Some(SETTLED), now)?)),
+				None => Ok(None),
+			}
+		})?)
+	}
+
+	/// The claims on an invite, for an operator: each with whether its owner lives.
+	pub fn claims_on(&self, digest: &Digest) -> Result<Vec<(Claim, Life)>, InviteError> {
+		Ok(self.look("looking for attempts under way", |rows| {
+			let claims = rows.claims()?.into_iter().filter(|claim| claim.digest == *digest);
+			claims.map(|claim| rows.life(&claim.boot).map(|life| (claim, life))).collect()
+		})?)
 	}
 
 	/// Whether a username may be registered without any invite.
@@ -345,7 +399,7 @@ impl Invites {
 	/// # Errors
 	/// Why not.
 	pub fn check_name(&self, username: &str, now: Timestamp) -> Result<(), InviteError> {
-		Ok(decide_name(&self.view_of_name(username, now)?, now)?)
+		Ok(decide_name(&self.view_of_name(username, now)?)?)
 	}
 
 	/// What [`decide_name`] needs to know of a username.
@@ -355,6 +409,32 @@ impl Invites {
 			view_name(rows, username, None, &claims, now)
 		})
 	}
+}
+
+/// What becomes of an attempt whose claim somebody has released.
+fn use_afresh(
+	rows: &mut dyn Rows,
+	found: Option<Invite>,
+	wanted: &Claim,
+	source: Option<&str>,
+	now: Timestamp,
+) -> Result<Redeemed, TxError> {
+	let claims = rows.claims()?;
+	let of_name = match username(wanted) {
+		Some(name) => view_name(rows, name, Some(&wanted.digest), &claims, now)?,
+		None => View::default(),
+	};
+	let claims = claims.into_iter().filter(|claim| claim.digest == wanted.digest).collect();
+	let view = View { invite: found, claims, ..of_name };
+	let is_named = |rows: &mut dyn Rows| username(wanted).map_or(Ok(false), |name| rows.is_named(name));
+	let loss = match decide_lost(&view, wanted, false) {
+		Loss::TakenBack => decide_lost(&view, wanted, is_named(rows)?),
+		other => other,
+	};
+	Ok(match (loss, view.invite) {
+		(Loss::Afresh, Some(invite)) => Redeemed::Now(record_use(rows, invite, wanted, source, now)?),
+		(loss, _) => Redeemed::Lost(loss),
+	})
 }
 
 /// The name of the account that is to be made, if one is.

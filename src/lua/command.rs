@@ -47,6 +47,10 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 			table.set("branch", revoke.branch)?;
 			one_or_inviter(&table, "revoke", revoke.which)?;
 		}
+		Ok(Command::Release(release)) => {
+			table.set("yes", release.yes)?;
+			one(&table, "release", release.one)?;
+		}
 		Ok(Command::Pause(pause)) => one(&table, "pause", pause)?,
 		Ok(Command::Resume(resume)) => one(&table, "resume", resume)?,
 		Ok(Command::Extend(extend)) => {

@@ -20,12 +20,15 @@
 //! | `confirm(token, states)` | `true`; `states` are those of the accounts that it depends on, by username |
 //! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim, or `false` for a contact who is let in without another use; `depends_on` are states as above, `replaced` a nonce, other fields are ignored |
 //! | `own_claim { token, purpose, invitee }` | nonce of the claim that this process has made for such an attempt, or `nil` |
-//! | `own_stale_claims()` | list of claims of this process whose lease is over, as `settle` takes them; `inviter` is whose contact somebody was to become |
+//! | `lease()` | the seconds for which a server is watched that gives no sign of life; claims are to be renewed, and looked at, three times in it |
+//! | `look_at_claims(held)` | list of claims that are to be settled now, as `settle` takes them: of servers that are proved to be over, or were watched for a lease, and of this one those that are not among the nonces `held`; `inviter` is whose contact somebody was to become |
+//! | `claims_on(token)` | list of `{ purpose, invitee, made_at, life }`: the attempts under way with an invite; `life` says of their servers `"alive"`, `"over"` or `"unknown"` |
+//! | `release_claims(token)` | how many there were, which are released now |
 //! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary, or `false` as above |
-//! | `redeem(token, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it |
+//! | `redeem(attempt, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it; `attempt` as for `claim`. Where the claim was lost, `{ id, is_taken_back }` follows the text: the public id of the invite, and whether the account is to be deleted if it is sure that the attempt has made it |
 //! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
 //! | `release_left()` | `true` when no claim is left that was made or to be released by a call that failed |
-//! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from the list of `claims-stale`, and what came of it |
+//! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from `look_at_claims`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
 //! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
 //! | `retire_depending(username, at)`, `retire_resets(username, at)` | list of summaries, and whether there are more that are not good any more either and are ended by `end_more`; `at`: the time of what was not told then, else nil |
@@ -51,7 +54,7 @@ use mlua::{
 };
 
 use super::bundled::Bundled;
-use super::table::{Seconds, claims, describe, limit, summary, take_over, validated, whole_seconds};
+use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds, write_claim};
 use super::value::shown;
 use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock::{self, Timestamp};
@@ -61,7 +64,7 @@ use crate::invite::{Invite, Kind, Type, local_user};
 use crate::invites::{Attempt, Ended, Invites, Request};
 use crate::pasted::{self, Pasted};
 use crate::policy::{Allowance, Policy};
-use crate::redemption::{Account, Purpose};
+use crate::redemption::{Account, Claim, Life, Purpose};
 use crate::store::{Bundled as Tokens, Record};
 use crate::token::{Digest, Nonce, Token};
 
@@ -81,6 +84,8 @@ pub(super) struct Handle {
 	pub(super) invites: Invites,
 	policy: Policy,
 	pub(super) bundled: Bundled,
+	/// What a test adds to the clock.
+	ahead: i64,
 	last_read: RefCell<Option<Read>>,
 }
 
@@ -140,8 +145,13 @@ impl Draft {
 impl UserData for Key {}
 
 impl Handle {
-	pub(super) const fn new(invites: Invites, policy: Policy, bundled: Bundled) -> Self {
-		Self { invites, policy, bundled, last_read: RefCell::new(None) }
+	/// The clock of its server is `ahead` by so many seconds.
+	pub(super) const fn new(invites: Invites, policy: Policy, bundled: Bundled, ahead: i64) -> Self {
+		Self { invites, policy, bundled, ahead, last_read: RefCell::new(None) }
+	}
+
+	pub(super) fn now(&self) -> Timestamp {
+		clock::now().saturating_add(self.ahead)
 	}
 
 	fn prepare(&self, lua: &Lua, request: &Table) -> LuaResult<Result<(Table, Draft), Failure>> {
@@ -183,7 +193,7 @@ impl Handle {
 			ttl,
 			max_uses,
 		};
-		match self.invites.prepare(request, clock::now()) {
+		match self.invites.prepare(request, self.now()) {
 			Ok((invite, token)) => {
 				let table = describe(lua, &invite, Some(&token), &self.bundled)?;
 				Ok(Ok((table, Draft { invite, token, allowance })))
@@ -221,7 +231,7 @@ impl Handle {
 		Ok(match self.complete(table, draft)? {
 			Ok((invite, _)) => self
 				.invites
-				.check_limits(&invite, allowance, clock::now())
+				.check_limits(&invite, allowance, self.now())
 				.map(|()| true)
 				.map_err(Failure::from),
 			Err(failure) => Err(failure),
@@ -271,7 +281,7 @@ impl Handle {
 		host_rows: Option<&Table>,
 		user_rows: &Table,
 	) -> LuaResult<Result<Table, Failure>> {
-		let now = clock::now();
+		let now = self.now();
 		let found = self.bundled.read(self.invites.host(), host_rows, user_rows, now)?;
 		let tokens = tokens(&found.invites);
 		let (expired, good): (Vec<Invite>, Vec<Invite>) =
@@ -323,7 +333,7 @@ impl Handle {
 		let (host_rows, user_rows) = (lua.create_table()?, lua.create_table()?);
 		let (mut count, mut unknown, mut after) = (0, 0, None);
 		loop {
-			let (page, next) = match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
+			let (page, next) = match self.invites.pending(after.as_ref(), PAGE, self.now()) {
 				Ok(page) => page,
 				Err(error) => return Ok(Err(error.into())),
 			};
@@ -386,12 +396,12 @@ impl Handle {
 	}
 
 	fn found_by_id(&self, id: &Value, purpose: Purpose) -> Result<Invite, InviteError> {
-		self.invites.get_by_id(&presented(id)?.as_bytes(), purpose, clock::now())
+		self.invites.get_by_id(&presented(id)?.as_bytes(), purpose, self.now())
 	}
 
 	fn found(&self, token: &Value, purpose: Purpose) -> Result<(Invite, Token), InviteError> {
 		let token = presented(token)?;
-		let invite = self.invites.get(&token.as_bytes(), purpose, clock::now())?;
+		let invite = self.invites.get(&token.as_bytes(), purpose, self.now())?;
 		// A token that was found is one that was made, and those are text.
 		let token = token.to_str().map_err(|_| InviteError::TokenInvalid)?.to_owned();
 		Ok((invite, Token::from_stored(token)))
@@ -434,40 +444,69 @@ impl Handle {
 	}
 
 	fn confirm(&self, token: &Value, states: HashMap<String, String>) -> Result<bool, Failure> {
-		self.invites.confirm(&digest(token)?, &accounts(states)?, clock::now())?;
+		self.invites.confirm(&digest(token)?, &accounts(states)?, self.now())?;
 		Ok(true)
 	}
 
 	fn own_claim(&self, attempt: &Table) -> LuaResult<Result<Option<BString>, Failure>> {
 		Ok(self.attempt(attempt)?.and_then(|attempt| {
-			let claim = self.invites.own_claim(attempt, clock::now())?;
+			let claim = self.invites.own_claim(attempt, self.now())?;
 			Ok(claim.map(|nonce| BString::from(nonce.as_bytes().as_slice())))
 		}))
 	}
 
-	fn own_stale_claims(&self, lua: &Lua) -> LuaResult<Result<Vec<Table>, Failure>> {
-		let stale = match self.invites.own_stale_claims(clock::now()) {
-			Ok(stale) => stale,
+	fn look_at_claims(&self, lua: &Lua, held: &[BString]) -> LuaResult<Result<Vec<Table>, Failure>> {
+		let look = || -> Result<Vec<(Claim, Option<String>)>, Failure> {
+			let held = held.iter().map(nonce).collect::<Result<Vec<_>, _>>()?;
+			let mut found = Vec::new();
+			for claim in self.invites.look_at_claims(&held, clock::monotonic())? {
+				let inviter = match claim.purpose {
+					Purpose::Account => None,
+					Purpose::Contact => match self.invites.find(&claim.digest) {
+						Ok(invite) => invite.username,
+						Err(InviteError::TokenInvalid) => None,
+						Err(error) => return Err(error.into()),
+					},
+				};
+				found.push((claim, inviter));
+			}
+			Ok(found)
+		};
+		Ok(match look() {
+			Ok(found) => {
+				let tables = found.iter().map(|(claim, inviter)| write_claim(lua, claim, inviter.as_deref()));
+				Ok(tables.collect::<LuaResult<_>>()?)
+			}
+			Err(failure) => Err(failure),
+		})
+	}
+
+	fn claims_on(&self, lua: &Lua, token: &Value) -> LuaResult<Result<Vec<Table>, Failure>> {
+		let found = match digest(token).and_then(|digest| self.invites.claims_on(&digest)) {
+			Ok(found) => found,
 			Err(error) => return Ok(Err(error.into())),
 		};
-		let tables = claims(lua, &stale)?;
-		for (claim, table) in stale.iter().zip(&tables) {
-			if claim.purpose == Purpose::Contact {
-				match self.invites.find(&claim.digest) {
-					Ok(invite) => set_some(table, "inviter", invite.username)?,
-					Err(InviteError::TokenInvalid) => (),
-					Err(error) => return Ok(Err(error.into())),
-				}
-			}
-		}
-		Ok(Ok(tables))
+		let table = |(claim, life): &(Claim, Life)| {
+			let table = lua.create_table()?;
+			table.raw_set("purpose", claim.purpose.as_str())?;
+			set_some(&table, "invitee", claim.invitee.as_deref())?;
+			set_some(&table, "made_at", claim.made_at)?;
+			let life = match life {
+				Life::Alive => "alive",
+				Life::Over => "over",
+				Life::Unknown { .. } => "unknown",
+			};
+			table.raw_set("life", life)?;
+			Ok(table)
+		};
+		Ok(Ok(found.iter().map(table).collect::<LuaResult<_>>()?))
 	}
 
 	fn claim(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Value, Failure>> {
 		let replaced: Option<BString> = attempt.get("replaced")?;
 		let result = self.attempt(attempt)?.and_then(|attempt| {
 			let replaced = replaced.as_ref().map(nonce).transpose()?;
-			Ok(self.invites.claim(attempt, replaced.as_ref(), clock::now())?)
+			Ok(self.invites.claim(attempt, replaced.as_ref(), self.now())?)
 		});
 		Ok(match result {
 			Ok(Some(nonce)) => Ok(Value::String(lua.create_string(nonce.as_bytes())?)),
@@ -480,7 +519,7 @@ impl Handle {
 		let source: Option<String> = attempt.get("source")?;
 		let result = self
 			.attempt(attempt)?
-			.and_then(|attempt| Ok(self.invites.redeem_at_once(attempt, source.as_deref(), clock::now())?));
+			.and_then(|attempt| Ok(self.invites.redeem_at_once(attempt, source.as_deref(), self.now())?));
 		Ok(match result {
 			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(false)),
@@ -509,14 +548,14 @@ impl Handle {
 	fn redeem(
 		&self,
 		lua: &Lua,
-		token: &Value,
+		attempt: &Table,
 		claim: &BString,
 		source: Option<&str>,
 		is_heard: bool,
 	) -> LuaResult<Result<Value, Failure>> {
-		let redeemed = digest(token)
-			.map_err(Failure::from)
-			.and_then(|digest| Ok(self.invites.redeem(&digest, &nonce(claim)?, source, clock::now())?));
+		let redeemed = self
+			.attempt(attempt)?
+			.and_then(|attempt| Ok(self.invites.redeem(attempt, &nonce(claim)?, source, self.now())?));
 		Ok(match redeemed {
 			Ok(Some(invite)) if is_heard => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(_) => Ok(Value::Boolean(true)),
@@ -525,18 +564,39 @@ impl Handle {
 	}
 
 	fn settle(&self, lua: &Lua, claim: &Table, account: &str) -> LuaResult<Result<Value, Failure>> {
-		let (of, claim): (BString, BString) = (claim.get("digest")?, claim.get("nonce")?);
+		let claim = self.read_claim(claim)?;
 		let settle = || -> Result<Option<Invite>, Failure> {
-			let digest = <[u8; 32]>::try_from(of.as_slice())
-				.map_err(|_| Failure::Misuse("this is no digest".to_owned()))?;
-			let digest = Digest::from_bytes(digest);
-			Ok(self.invites.settle(&digest, &nonce(&claim)?, account_state(account)?, clock::now())?)
+			Ok(self.invites.settle(&claim?, account_state(account)?, self.now())?)
 		};
 		Ok(match settle() {
 			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
 			Ok(None) => Ok(Value::Boolean(true)),
 			Err(failure) => Err(failure),
 		})
+	}
+
+	/// What [`write_claim`] has written.
+	fn read_claim(&self, table: &Table) -> LuaResult<Result<Claim, Failure>> {
+		let (of, claim, boot): (BString, BString, BString) =
+			(table.get("digest")?, table.get("nonce")?, table.get("boot")?);
+		let purpose: String = table.get("purpose")?;
+		let (invitee, renewals) = (table.get("invitee")?, table.get("renewals")?);
+		let read = || {
+			let digest = <[u8; 32]>::try_from(of.as_slice())
+				.map_err(|_| Failure::Misuse("this is no digest".to_owned()))?;
+			Ok(Claim {
+				host: self.invites.host().to_owned(),
+				nonce: nonce(&claim)?,
+				digest: Digest::from_bytes(digest),
+				purpose: Purpose::from_stored(&purpose)
+					.ok_or_else(|| Failure::Misuse(format!("{purpose:?} is no purpose")))?,
+				invitee,
+				boot: nonce(&boot)?,
+				made_at: None,
+				renewals,
+			})
+		};
+		Ok(read())
 	}
 
 	fn revoke(
@@ -550,7 +610,7 @@ impl Handle {
 			Err(InviteError::TokenInvalid) => Ok(None),
 			Err(error) => Err(error),
 			Ok(digest) => {
-				self.invites.revoke(&digest, why, by, clock::now()).and_then(|revoked| match revoked {
+				self.invites.revoke(&digest, why, by, self.now()).and_then(|revoked| match revoked {
 					None => self.revoke_by_id(token, why, by),
 					revoked => Ok(revoked),
 				})
@@ -571,7 +631,7 @@ impl Handle {
 	) -> Result<Option<Invite>, InviteError> {
 		let Value::String(id) = id else { return Ok(None) };
 		match self.invites.identify(&id.as_bytes()) {
-			Ok(digest) => self.invites.revoke(&digest, why, by, clock::now()),
+			Ok(digest) => self.invites.revoke(&digest, why, by, self.now()),
 			Err(InviteError::TokenInvalid) => Ok(None),
 			Err(error) => Err(error),
 		}
@@ -638,7 +698,7 @@ impl Handle {
 			Ok(after) => after,
 			Err(failure) => return Ok(Err(failure)),
 		};
-		match self.invites.pending(after.as_ref(), PAGE, clock::now()) {
+		match self.invites.pending(after.as_ref(), PAGE, self.now()) {
 			Ok((page, next)) => {
 				let tables = page
 					.iter()
@@ -758,7 +818,7 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
 		operator::add_methods(methods);
-		methods.add_method("now", |_, _, ()| Ok(clock::now()));
+		methods.add_method("now", |_, this, ()| Ok(this.now()));
 		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
 		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
 		methods.add_method("may_save", |_, this, (table, draft): (Table, UserDataRef<Draft>)| {
@@ -780,8 +840,7 @@ impl UserData for Handle {
 		methods.add_method("import", |lua, this, options: Table| {
 			outcome(transfer::import(lua, &this.invites, &this.bundled.nodeprep, &options))
 		});
-		methods
-			.add_method("check", |lua, this, ()| transfer::findings(lua, &this.invites.check(clock::now())));
+		methods.add_method("check", |lua, this, ()| transfer::findings(lua, &this.invites.check(this.now())));
 		methods.add_method("bundled_rows", |lua, this, ()| outcome(this.bundled_rows(lua)));
 		methods.add_method("get", |lua, this, (token, username): (Value, Option<String>)| {
 			outcome(this.get(lua, &token, username.as_deref()))
@@ -797,15 +856,23 @@ impl UserData for Handle {
 			Ok(Outcome(this.confirm(&token, states)))
 		});
 		methods.add_method("own_claim", |_, this, attempt: Table| outcome(this.own_claim(&attempt)));
-		methods.add_method("own_stale_claims", |lua, this, ()| outcome(this.own_stale_claims(lua)));
+		methods.add_method("lease", |_, this, ()| Ok(this.invites.lease().as_secs_f64()));
+		methods.add_method("look_at_claims", |lua, this, held: Vec<BString>| {
+			outcome(this.look_at_claims(lua, &held))
+		});
+		methods.add_method("claims_on", |lua, this, token: Value| outcome(this.claims_on(lua, &token)));
+		methods.add_method("release_claims", |_, this, token: Value| {
+			let released = digest(&token).and_then(|digest| this.invites.release_claims(&digest));
+			Ok(Outcome(released.map_err(Failure::from)))
+		});
 		methods.add_method("claim", |lua, this, attempt: Table| outcome(this.claim(lua, &attempt)));
 		methods.add_method("redeem_at_once", |lua, this, attempt: Table| {
 			outcome(this.redeem_at_once(lua, &attempt))
 		});
 		methods.add_method(
 			"redeem",
-			|lua, this, (token, claim, source, is_heard): (Value, BString, Option<String>, bool)| {
-				outcome(this.redeem(lua, &token, &claim, source.as_deref(), is_heard))
+			|lua, this, (attempt, claim, source, is_heard): (Table, BString, Option<String>, bool)| {
+				outcome(this.redeem(lua, &attempt, &claim, source.as_deref(), is_heard))
 			},
 		);
 		methods.add_method("release", |_, this, claim: BString| {
@@ -815,13 +882,13 @@ impl UserData for Handle {
 			Ok(Outcome(this.invites.release_left().map(|()| true).map_err(Failure::from)))
 		});
 		methods.add_method("renew", |_, this, claim: BString| {
-			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.renew(&nonce, clock::now())?))))
+			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.renew(&nonce)?))))
 		});
 		methods.add_method("settle", |lua, this, (claim, account): (Table, String)| {
 			outcome(this.settle(lua, &claim, &account))
 		});
 		methods.add_method("check_name", |_, this, username: String| {
-			let checked = this.invites.check_name(&username, clock::now());
+			let checked = this.invites.check_name(&username, this.now());
 			Ok(Outcome(checked.map(|()| true).map_err(Failure::from)))
 		});
 		methods.add_method(
@@ -832,14 +899,14 @@ impl UserData for Handle {
 			},
 		);
 		methods.add_method("retire_depending", |lua, this, (username, at): (String, Option<Timestamp>)| {
-			outcome(this.ended(lua, this.invites.retire_depending(&username, at, clock::now())))
+			outcome(this.ended(lua, this.invites.retire_depending(&username, at, this.now())))
 		});
 		methods.add_method("retire_resets", |lua, this, (username, at): (String, Option<Timestamp>)| {
-			outcome(this.ended(lua, this.invites.retire_resets(&username, at, clock::now())))
+			outcome(this.ended(lua, this.invites.retire_resets(&username, at, this.now())))
 		});
 		methods.add_method("end_more", |lua, this, ()| outcome(this.end_more(lua)));
 		methods.add_method("end_expired", |lua, this, ()| {
-			outcome(this.summaries(lua, this.invites.end_expired(BATCH, clock::now())))
+			outcome(this.summaries(lua, this.invites.end_expired(BATCH, this.now())))
 		});
 		methods.add_method("forget_tokens", |_, this, after: Option<BString>| {
 			Ok(Outcome(this.forget_tokens(after.as_ref())))

@@ -33,10 +33,11 @@ mod transfer;
 mod value;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as LuaResult, Table, Value};
@@ -45,9 +46,11 @@ use crate::bad_tokens::BadTokens;
 use crate::clock;
 use crate::error::InviteError;
 use crate::invites::{AtRest, Invites};
+use crate::redemption::LEASE;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
+use crate::watch::Watch;
 use bundled::Bundled;
 use handle::Handle;
 use progress::Progress;
@@ -74,8 +77,8 @@ impl From<InviteError> for Failure {
 	}
 }
 
-/// Returned to Lua as the value, or as `nil, condition, text`, followed by the claims to be settled if the condition is
-/// `"claims-stale"`, by the limit that was reached if it is `"policy-violation"`, by the other host that a link names, and by
+/// Returned to Lua as the value, or as `nil, condition, text`, followed by what is known of the loss if the condition is
+/// `"claim-lost"`, by the limit that was reached if it is `"policy-violation"`, by the other host that a link names, and by
 /// the summary of the invite if it was revoked just now.
 struct Outcome<T>(Result<T, Failure>);
 
@@ -85,7 +88,12 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 			Ok(value) => value.into_lua_multi(lua),
 			Err(Failure::Invite(error)) => {
 				let more = match &error {
-					InviteError::ClaimsStale(claims) => table::claims(lua, claims)?.into_lua(lua)?,
+					InviteError::ClaimLost { id, is_taken_back } => {
+						let lost = lua.create_table()?;
+						lost.raw_set("id", id.as_str())?;
+						lost.raw_set("is_taken_back", *is_taken_back)?;
+						Value::Table(lost)
+					}
 					InviteError::AccountGone(Some(invite)) => {
 						Value::Table(table::summary(lua, invite, &Null::new(None))?)
 					}
@@ -113,7 +121,8 @@ fn outcome<T>(result: LuaResult<Result<T, Failure>>) -> LuaResult<Outcome<T>> {
 /// (with `bundled`, the functions of [`HostStorage`], and `try_out`, whether to see if they can be used) or `"memory"`;
 /// `token_at_rest` is `"plain"` or `"digest"`; `limits` is the option `invite_limits` (see [`policy`]), and
 /// `allows_unknown_age` whether an account of unknown age counts as old enough; `null` is `util.json.null`, `nodeprep` that of
-/// `util.encodings`; `registers_in_band(host)` says whether anybody can register in-band there, which links have to tell.
+/// `util.encodings`. For tests alone, `lease` is another lease than that of [`crate::redemption`], and `clock_ahead` the
+/// seconds by which the clock of this server is wrong. `registers_in_band(host)` says whether anybody can register in-band there, which links have to tell.
 fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 	let host: String = options.get("host")?;
 	let storage: String = options.get("storage")?;
@@ -174,7 +183,31 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 			"invite_limits with max_created counts invites that have ended, and invite_storage = {storage:?} keeps none: leave max_created out"
 		))));
 	}
-	Ok(Ok(Handle::new(Invites::new(host, store).keeping(at_rest), policy, bundled)))
+	let lease: Option<f64> = options.get("lease")?;
+	let lease = lease.map_or(Ok(Duration::from_secs(LEASE.unsigned_abs())), Duration::try_from_secs_f64);
+	let Ok(lease) = lease else {
+		return Ok(Err(Failure::Misuse("a lease is a number of seconds".to_owned())));
+	};
+	let ahead: Option<i64> = options.get("clock_ahead")?;
+	let watch = watch_of(&host, lease);
+	let invites = Invites::new(host, store).keeping(at_rest).watching(watch);
+	Ok(Ok(Handle::new(invites, policy, bundled, ahead.unwrap_or(0))))
+}
+
+/// What was seen of the owners of claims outlives a reload of the module, or they would be watched from the beginning
+/// again.
+fn watch_of(host: &str, lease: Duration) -> Arc<Mutex<Watch>> {
+	static WATCHES: LazyLock<Mutex<HashMap<String, Arc<Mutex<Watch>>>>> = LazyLock::new(Mutex::default);
+	let mut watches = WATCHES.lock().unwrap_or_else(PoisonError::into_inner);
+	let known = watches
+		.get(host)
+		.filter(|watch| watch.lock().unwrap_or_else(PoisonError::into_inner).lease() == lease);
+	if let Some(known) = known {
+		return Arc::clone(known);
+	}
+	let watch = Arc::new(Mutex::new(Watch::new(lease)));
+	watches.insert(host.to_owned(), Arc::clone(&watch));
+	watch
 }
 
 fn parse_duration(text: &LuaString) -> Result<i64, Failure> {

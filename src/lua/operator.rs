@@ -33,7 +33,7 @@ use mlua::{
 use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
 use super::{Failure, Outcome, outcome, set_some};
-use crate::clock::{self, Timestamp};
+use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, local_user};
 use crate::invites::Ended;
@@ -120,7 +120,7 @@ impl Handle {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let show_token = options.get("show_token")?;
 		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
-		let now = clock::now();
+		let now = self.now();
 		let shown = || -> Result<_, Failure> {
 			let digest = digest(token)?;
 			let invite = with_token(self.invites.find(&digest)?, token);
@@ -143,7 +143,7 @@ impl Handle {
 		};
 		let page = || {
 			let after = after.map_or(Ok(Position::START), read_position)?;
-			let (page, next) = self.invites.list(&filter, part, &after, PAGE, clock::now())?;
+			let (page, next) = self.invites.list(&filter, part, &after, PAGE, self.now())?;
 			Ok((page, part, next))
 		};
 		Ok(page())
@@ -179,7 +179,7 @@ impl Handle {
 			Err(failure) => return Ok(Err(failure)),
 		};
 		page.truncate(limit.unwrap_or(u32::MAX).try_into().unwrap_or(usize::MAX));
-		let now = clock::now();
+		let now = self.now();
 		let text = if is_json {
 			let detail = Detail { show_token, is_in_band, redemptions: None };
 			page.iter().map(|invite| as_line(render::json(invite, detail, now))).collect()
@@ -195,7 +195,7 @@ impl Handle {
 
 	fn place(&self, token: &Value, part: &str) -> Result<BString, Failure> {
 		let invite = self.invites.find(&digest(token)?)?;
-		let position = invite.position(read_part(part)?, clock::now());
+		let position = invite.position(read_part(part)?, self.now());
 		// It is in the other part.
 		Ok(write_position(&position.ok_or(InviteError::TokenInvalid)?))
 	}
@@ -203,7 +203,7 @@ impl Handle {
 	fn stats_text(&self, options: &Table) -> LuaResult<Result<String, Failure>> {
 		let (is_json, width) = (options.get("json")?, read_width(options)?);
 		let count = || -> Result<_, Failure> {
-			let now = clock::now();
+			let now = self.now();
 			let mut stats = Stats::default();
 			for part in [Part::Open, Part::History] {
 				let mut after = Some(Position::START);
@@ -225,7 +225,7 @@ impl Handle {
 			Ok(seconds) => seconds,
 			Err(failure) => return Ok(Err(failure)),
 		};
-		match digest(token).and_then(|digest| self.invites.extend(&digest, seconds, clock::now())) {
+		match digest(token).and_then(|digest| self.invites.extend(&digest, seconds, self.now())) {
 			Ok(Some((invite, superseded))) => {
 				let extended = Value::Table(summary(lua, &invite, &self.bundled.null)?);
 				Ok(self.summaries(lua, Ok(superseded))?.map(|superseded| (extended, Some(superseded))))
@@ -267,7 +267,7 @@ impl Handle {
 	fn tree_text(&self, username: &str, options: &Table) -> LuaResult<Result<BString, Failure>> {
 		let is_json: bool = options.get("json")?;
 		let accounts: HashMap<String, String> = options.get("accounts")?;
-		let now = clock::now();
+		let now = self.now();
 		let lines = || -> Result<String, Failure> {
 			let mut lines = String::new();
 			for place in self.invites.branch(username)? {
@@ -310,7 +310,7 @@ impl Handle {
 
 	fn why(&self, attempt: &Table) -> LuaResult<Result<bool, Failure>> {
 		Ok(self.attempt(attempt)?.and_then(|attempt| {
-			self.invites.why(attempt, clock::now())?;
+			self.invites.why(attempt, self.now())?;
 			Ok(true)
 		}))
 	}
@@ -324,7 +324,7 @@ impl Handle {
 		if !self.invites.carries().history {
 			return Ok(Ok((0, false)));
 		}
-		let now = clock::now();
+		let now = self.now();
 		let before = now.saturating_sub(age);
 		let bundled = self.bundled_tokens(before, now, read_bundled)?;
 		let purged = self.invites.purge(before, limit, &bundled);
@@ -423,13 +423,8 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 		"revoke_inviter",
 		|lua, this, (username, is_branch, why, by): (String, bool, Option<LuaString>, Option<LuaString>)| {
 			let (why, by) = (why.map(|why| why.to_string_lossy()), by.map(|by| by.to_string_lossy()));
-			let revoked = this.invites.revoke_inviter(
-				&username,
-				is_branch,
-				why.as_deref(),
-				by.as_deref(),
-				clock::now(),
-			);
+			let revoked =
+				this.invites.revoke_inviter(&username, is_branch, why.as_deref(), by.as_deref(), this.now());
 			outcome(this.revoked(lua, revoked))
 		},
 	);

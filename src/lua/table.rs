@@ -211,19 +211,18 @@ pub(super) fn redemptions(lua: &Lua, redemptions: &[Redemption]) -> LuaResult<Ve
 		.collect()
 }
 
-/// Claims to be settled, as `settle` takes them back: `{ digest, nonce, purpose, invitee }`.
-pub(super) fn claims(lua: &Lua, claims: &[Claim]) -> LuaResult<Vec<Table>> {
-	claims
-		.iter()
-		.map(|claim| {
-			let table = lua.create_table_with_capacity(0, 4)?;
-			table.raw_set("digest", BString::from(claim.digest.as_bytes().as_slice()))?;
-			table.raw_set("nonce", BString::from(claim.nonce.as_bytes().as_slice()))?;
-			table.raw_set("purpose", claim.purpose.as_str())?;
-			set_some(&table, "invitee", claim.invitee.as_deref())?;
-			Ok(table)
-		})
-		.collect()
+/// A claim that is to be settled; `inviter` is whose contact somebody was to become.
+pub(super) fn write_claim(lua: &Lua, claim: &Claim, inviter: Option<&str>) -> LuaResult<Table> {
+	let table = lua.create_table_with_capacity(0, 7)?;
+	let bytes = |bytes: &[u8]| BString::from(bytes);
+	table.raw_set("digest", bytes(claim.digest.as_bytes()))?;
+	table.raw_set("nonce", bytes(claim.nonce.as_bytes()))?;
+	table.raw_set("boot", bytes(claim.boot.as_bytes()))?;
+	table.raw_set("purpose", claim.purpose.as_str())?;
+	table.raw_set("renewals", claim.renewals)?;
+	set_some(&table, "invitee", claim.invitee.as_deref())?;
+	set_some(&table, "inviter", inviter)?;
+	Ok(table)
 }
 
 /// How often an invite may be used, from a number; `math.huge` is no limit.

@@ -11,21 +11,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Bundled, Carries, Members, Pick, Record, Store, StoreError};
 #[cfg(test)]
 use super::{Lock, Work};
 use crate::check::{Finding, Level};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, monotonic};
 use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
-use crate::invites::{EndedMore, Invites};
+use crate::invites::{Attempt, EndedMore, Invites};
 use crate::lifecycle::State;
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
 use crate::policy::{Allowance, Inviter, LimitReached, Limits, Policy, Reason, Usage};
-use crate::redemption::{Admission, Claim, LEASE, Purpose, Redeemed, Redemption, Refusal, View};
+use crate::redemption::{
+	Account, Admission, Claim, LEASE, Life, Loss, Purpose, Redeemed, Redemption, Refusal, View,
+};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::{Fields, Value};
 
@@ -93,15 +96,8 @@ pub(crate) trait Uses {
 		self.of(&claim.host).make_claim(claim, replaced, now)
 	}
 
-	fn redeem(
-		&self,
-		host: &str,
-		digest: &Digest,
-		nonce: &Nonce,
-		source: Option<&str>,
-		now: Timestamp,
-	) -> Result<Redeemed, StoreError> {
-		self.of(host).use_claim(digest, nonce, source, now)
+	fn redeem(&self, claim: &Claim, source: Option<&str>, now: Timestamp) -> Result<Redeemed, StoreError> {
+		self.of(&claim.host).use_claim(claim, source, now)
 	}
 
 	fn redeem_at_once(
@@ -113,16 +109,19 @@ pub(crate) trait Uses {
 		self.of(&claim.host).use_at_once(claim, source, now)
 	}
 
-	fn release(&self, host: &str, nonce: &Nonce, only_stale: Option<Timestamp>) -> Result<bool, StoreError> {
-		match only_stale {
-			Some(now) => self.of(host).release_stale(nonce, now),
-			None => self.of(host).release(nonce).map_err(of_store),
-		}
+	fn release(&self, host: &str, nonce: &Nonce) -> Result<bool, StoreError> {
+		self.of(host).release(nonce).map_err(of_store)
 	}
 
-	fn renew(&self, host: &str, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, StoreError> {
-		self.of(host).renew_until(nonce, lease_end)
+	fn renew(&self, host: &str, nonce: &Nonce) -> Result<bool, StoreError> {
+		self.of(host).renew(nonce).map_err(of_store)
 	}
+
+	/// Lets others see that a process lives.
+	fn hold(&self, boot: &Nonce);
+
+	/// Whether a process lives, as far as others can see.
+	fn life(&self, host: &str, boot: &Nonce) -> Life;
 
 	fn view(&self, claim: &Claim, now: Timestamp) -> Result<View, StoreError> {
 		self.of(&claim.host).view(claim, now)
@@ -258,6 +257,20 @@ impl<S: Store + 'static> Uses for Arc<S> {
 	fn of(&self, host: &str) -> Invites {
 		Invites::new(host.to_owned(), Arc::clone(self) as Arc<dyn Store>)
 	}
+
+	fn hold(&self, boot: &Nonce) {
+		Store::hold(&**self, boot).unwrap();
+	}
+
+	fn life(&self, host: &str, boot: &Nonce) -> Life {
+		let mut life = Life::Alive;
+		let mut look = |rows: &mut dyn super::Rows| {
+			life = rows.life(boot)?;
+			Ok(())
+		};
+		self.look("testing", host, &mut look).unwrap();
+		life
+	}
 }
 
 /// What is in the database of every schema that was released: `spec/fixtures`.
@@ -273,6 +286,22 @@ pub(crate) fn released() -> Vec<Record> {
 	};
 	crate::transfer::import(&invites, &mut std::io::Cursor::new(text), &terms).unwrap();
 	invites.records(None, 100).unwrap().into_iter().map(without_spent_token).collect()
+}
+
+/// The claim that is in it besides, as it is since schema 4.
+#[cfg(test)]
+pub(crate) fn released_claim() -> Claim {
+	let nonce = 0xdaa6_8bd5_1f19_765e_0752_a434_e16f_6055_u128;
+	Claim {
+		host: "example.com".to_owned(),
+		nonce: Nonce::from_bytes(nonce.to_be_bytes()),
+		digest: Digest::of(b"claimed"),
+		purpose: Purpose::Account,
+		invitee: Some("tybalt".to_owned()),
+		boot: Nonce::from_bytes([1; 16]),
+		made_at: Some(NOW),
+		renewals: 0,
+	}
 }
 
 /// A migration may forget the secrets that nobody can use any more.
@@ -329,6 +358,10 @@ impl<S: Store> Store for Twice<S> {
 		self.0.write(doing, host, locks, work)
 	}
 
+	fn hold(&self, boot: &Nonce) -> Result<(), StoreError> {
+		self.0.hold(boot)
+	}
+
 	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
 		self.0.health(host, now)
 	}
@@ -355,14 +388,18 @@ macro_rules! promises {
 			a_replaced_claim_makes_room_for_its_successor,
 			a_contact_gets_in_again_without_another_use_as_long_as_the_invite_is_open,
 			who_was_registered_with_an_invite_is_known_to_it_as_a_contact,
-			a_renewed_claim_is_not_stale,
-			a_stale_claim_is_told_and_its_release_spares_a_renewed_one,
+			a_renewed_claim_shows_that_its_owner_lives,
+			a_claim_stands_until_it_is_settled_and_its_owner_is_proved_to_be_dead,
+			a_claim_that_somebody_else_has_released_is_redeemed_afresh_where_a_use_is_free,
+			an_account_is_taken_back_only_where_nobody_else_is_named_like_it,
+			a_claim_of_our_own_that_nobody_holds_is_settled_after_a_lease,
 			an_unknown_token_is_neither_redeemed_nor_revoked,
 			what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation,
 			retiring_takes_what_depends_on_one_user_alone,
 			the_end_of_many_begins_at_once_and_each_is_ended_once,
 			an_end_that_is_told_late_spares_what_was_made_since,
 			a_branch_of_many_is_revoked_at_once,
+			a_claim_on_what_an_end_covers_comes_to_what_it_does_where_the_invite_is_revoked,
 			a_pause_keeps_others_out_until_it_ends,
 			who_brought_an_account_is_known_and_the_last_registration_counts,
 			a_branch_is_revoked_at_once_and_nobody_elses_invites,
@@ -476,7 +513,8 @@ pub(crate) fn claim(invite: &Invite, purpose: Purpose, invitee: &str, now: Times
 		purpose,
 		invitee: Some(invitee.to_owned()),
 		boot: Nonce::from_bytes([1; 16]),
-		lease_end: now + LEASE,
+		made_at: Some(now),
+		renewals: 0,
 	}
 }
 
@@ -563,10 +601,10 @@ pub(crate) fn hosts_do_not_see_each_others_invites(store: &dyn Uses) {
 	assert_eq!(store.end_expired(&there.host, 10, NOW + 61).unwrap(), []);
 	store.create(&there).unwrap();
 	store.claim(&claim_there, None, NOW).unwrap().unwrap();
-	assert!(!store.release(&here.host, &claim_there.nonce, None).unwrap());
-	assert!(!store.renew(&here.host, &claim_there.nonce, NOW).unwrap());
-	let lost = store.redeem(&here.host, &here.digest, &claim_there.nonce, None, NOW).unwrap();
-	assert_eq!(lost, Redeemed::Lost);
+	assert!(!store.release(&here.host, &claim_there.nonce).unwrap());
+	assert!(!store.renew(&here.host, &claim_there.nonce).unwrap());
+	let elsewhere = Claim { host: here.host.clone(), digest: Digest::of(b"another"), ..claim_there };
+	assert_eq!(store.redeem(&elsewhere, None, NOW).unwrap(), Redeemed::Lost(Loss::Stays));
 	assert!(redeem_once(store, &here));
 	assert_eq!(store.open_invites("a.example", None, 10).unwrap(), []);
 	assert_eq!(store.open_invites("b.example", None, 10).unwrap(), [there]);
@@ -779,8 +817,7 @@ pub(crate) fn a_limit_is_reached_exactly_whatever_races(store: &(impl Uses + Syn
 							let at_once = store.redeem_at_once(&claim, None, NOW).unwrap();
 							redeemed.fetch_add(usize::from(at_once.is_ok()), Ordering::SeqCst);
 						} else if store.claim(&claim, None, NOW).unwrap().is_ok() {
-							let done =
-								store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
+							let done = store.redeem(&claim, None, NOW).unwrap();
 							assert!(matches!(done, Redeemed::Now(_)));
 							redeemed.fetch_add(1, Ordering::SeqCst);
 						}
@@ -830,7 +867,7 @@ pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &dyn Uses) {
 	store.create(&invite).unwrap();
 	let claim = claim(&invite, Purpose::Contact, "romeo@example.net", NOW);
 	store.claim(&claim, None, NOW).unwrap().unwrap();
-	let redeem = || store.redeem(&claim.host, &claim.digest, &claim.nonce, Some("test"), NOW + 1).unwrap();
+	let redeem = || store.redeem(&claim, Some("test"), NOW + 1).unwrap();
 	let after = Invite { uses: 1, ended_at: Some(NOW + 1), token: None, ..invite.clone() };
 	assert_eq!(redeem(), Redeemed::Now(after.clone()));
 	assert_eq!(redeem(), Redeemed::Before);
@@ -844,7 +881,7 @@ pub(crate) fn a_claim_is_redeemed_once_and_remembered(store: &dyn Uses) {
 	};
 	let expected: &[Redemption] = if store.carries().history { &[expected] } else { &[] };
 	assert_eq!(store.redemptions(&invite.host, &invite.digest).unwrap(), expected);
-	assert!(!store.release(&claim.host, &claim.nonce, None).unwrap());
+	assert!(!store.release(&claim.host, &claim.nonce).unwrap());
 }
 
 pub(crate) fn a_claim_is_redeemed_even_if_the_invite_was_revoked_since(store: &dyn Uses) {
@@ -854,7 +891,7 @@ pub(crate) fn a_claim_is_redeemed_even_if_the_invite_was_revoked_since(store: &d
 	store.claim(&claim, None, NOW).unwrap().unwrap();
 	store.revoke(&invite.host, &invite.digest, None, None, NOW).unwrap().unwrap();
 	assert!(!redeem_once(store, &invite));
-	let redeemed = store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
+	let redeemed = store.redeem(&claim, None, NOW).unwrap();
 	assert!(matches!(redeemed, Redeemed::Now(invite) if invite.uses == 1));
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap().is_some(), store.carries().history);
 }
@@ -866,10 +903,10 @@ pub(crate) fn a_released_claim_is_free_again_and_lost_to_its_owner(store: &dyn U
 		(claim(&invite, Purpose::Account, "alice", NOW), claim(&invite, Purpose::Account, "bob", NOW));
 	store.claim(&first, None, NOW).unwrap().unwrap();
 	assert_eq!(store.claim(&second, None, NOW).unwrap(), Err(Refusal::Busy));
-	assert!(store.release(&first.host, &first.nonce, None).unwrap());
+	assert!(store.release(&first.host, &first.nonce).unwrap());
 	store.claim(&second, None, NOW).unwrap().unwrap();
-	let lost = store.redeem(&first.host, &first.digest, &first.nonce, None, NOW).unwrap();
-	assert_eq!(lost, Redeemed::Lost);
+	let lost = store.redeem(&first, None, NOW).unwrap();
+	assert_eq!(lost, Redeemed::Lost(Loss::TakenBack));
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap().unwrap().uses, 0);
 }
 
@@ -880,8 +917,8 @@ pub(crate) fn a_replaced_claim_makes_room_for_its_successor(store: &dyn Uses) {
 		(claim(&invite, Purpose::Account, "alice", NOW), claim(&invite, Purpose::Account, "alice", NOW));
 	store.claim(&first, None, NOW).unwrap().unwrap();
 	store.claim(&second, Some(&first.nonce), NOW).unwrap().unwrap();
-	let redeem = |claim: &Claim| store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
-	assert_eq!(redeem(&first), Redeemed::Lost);
+	let redeem = |claim: &Claim| store.redeem(claim, None, NOW).unwrap();
+	assert!(matches!(redeem(&first), Redeemed::Lost(_)));
 	assert!(matches!(redeem(&second), Redeemed::Now(_)));
 }
 
@@ -901,12 +938,12 @@ pub(crate) fn a_contact_gets_in_again_without_another_use_as_long_as_the_invite_
 	let first = contact(&invite, romeo);
 	assert_eq!(ask(&first), Ok(Admission::Claim));
 	assert!(!store.view(&contact(&invite, romeo), NOW).unwrap().is_known, "a claim is no redemption yet");
-	store.redeem(&invite.host, &invite.digest, &first.nonce, None, NOW).unwrap();
+	store.redeem(&first, None, NOW).unwrap();
 
 	let before = store.find(&invite.host, &invite.digest).unwrap();
 	let again = contact(&invite, romeo);
 	assert_eq!(ask(&again), Ok(Admission::Known));
-	assert!(!store.release(&invite.host, &again.nonce, None).unwrap(), "there is no claim");
+	assert!(!store.release(&invite.host, &again.nonce).unwrap(), "there is no claim");
 	assert_eq!(store.redeem_at_once(&again, None, NOW).unwrap(), Ok(None));
 	assert_eq!(store.find(&invite.host, &invite.digest).unwrap(), before);
 	assert_eq!(store.redemptions(&invite.host, &invite.digest).unwrap().len(), 1);
@@ -919,7 +956,7 @@ pub(crate) fn a_contact_gets_in_again_without_another_use_as_long_as_the_invite_
 	assert_eq!(ask(&last), Ok(Admission::Claim));
 	assert_eq!(ask(&contact(&invite, paris)), Err(Refusal::Busy));
 	assert_eq!(ask(&contact(&invite, romeo)), Ok(Admission::Known), "nothing is taken from who claims");
-	store.redeem(&invite.host, &invite.digest, &last.nonce, None, NOW).unwrap();
+	store.redeem(&last, None, NOW).unwrap();
 	for somebody in [romeo, tybalt, paris] {
 		assert_eq!(ask(&contact(&invite, somebody)), Err(Refusal::Used));
 	}
@@ -944,28 +981,163 @@ pub(crate) fn who_was_registered_with_an_invite_is_known_to_it_as_a_contact(stor
 	assert!(!is_known(&invite, "romeo@example.com") && is_known(&other, "romeo@example.com"));
 }
 
-pub(crate) fn a_renewed_claim_is_not_stale(store: &dyn Uses) {
-	let invite = account("t");
-	store.create(&invite).unwrap();
-	let first = claim(&invite, Purpose::Account, "alice", NOW);
-	store.claim(&first, None, NOW).unwrap().unwrap();
-	let later = NOW + LEASE + 1;
-	assert!(store.renew(&first.host, &first.nonce, later + LEASE).unwrap());
-	let second = claim(&invite, Purpose::Account, "bob", later);
-	assert_eq!(store.claim(&second, None, later).unwrap(), Err(Refusal::Busy));
+/// Two processes with the invites of one host in one store: the first makes claims, the second looks at them.
+fn two_processes(store: &dyn Uses) -> [(Nonce, Invites); 2] {
+	[1, 2].map(|byte| {
+		let boot = Nonce::from_bytes([byte; 16]);
+		(boot, store.of("example.com").of_process(boot))
+	})
 }
 
-pub(crate) fn a_stale_claim_is_told_and_its_release_spares_a_renewed_one(store: &dyn Uses) {
+/// Looks that are made so often that nothing is missed, for a lease and a little more: what may be settled at the first
+/// and at the last.
+fn watched(invites: &Invites) -> [Vec<Claim>; 2] {
+	let start = monotonic();
+	let look = |at: i64| {
+		let mono = start + Duration::from_secs(at.unsigned_abs());
+		let mut claims = invites.look_at_claims(&[], mono).unwrap();
+		claims.sort_by_key(|claim| claim.nonce);
+		claims
+	};
+	let first = look(0);
+	for at in (1..LEASE).step_by(10) {
+		assert_eq!(look(at), first, "nothing is proved before a whole lease");
+	}
+	[first, look(LEASE)]
+}
+
+pub(crate) fn a_renewed_claim_shows_that_its_owner_lives(store: &dyn Uses) {
 	let invite = account("t");
 	store.create(&invite).unwrap();
 	let first = claim(&invite, Purpose::Account, "alice", NOW);
 	store.claim(&first, None, NOW).unwrap().unwrap();
-	let later = NOW + LEASE + 1;
-	let second = claim(&invite, Purpose::Account, "bob", later);
-	assert_eq!(store.claim(&second, None, later).unwrap(), Err(Refusal::Stale(vec![first.clone()])));
-	assert!(!store.release(&first.host, &first.nonce, Some(NOW + LEASE)).unwrap());
-	assert!(store.release(&first.host, &first.nonce, Some(later)).unwrap());
-	store.claim(&second, None, later).unwrap().unwrap();
+	for renewals in 1..3 {
+		assert!(store.renew(&first.host, &first.nonce).unwrap());
+		assert_eq!(store.claims(&first.host).unwrap(), [Claim { renewals, ..first.clone() }]);
+	}
+	store.release(&first.host, &first.nonce).unwrap();
+	assert!(!store.renew(&first.host, &first.nonce).unwrap());
+}
+
+pub(crate) fn a_claim_stands_until_it_is_settled_and_its_owner_is_proved_to_be_dead(store: &dyn Uses) {
+	let [(_, dead), (boot, alive)] = two_processes(store);
+	let attempt = |invite: &Invite, name: &str| Attempt {
+		digest: invite.digest,
+		purpose: Purpose::Account,
+		invitee: Some(name.to_owned()),
+		depends_on: vec![],
+	};
+	let names = ["made", "missing", "unknown", "not found", "renewed"];
+	let claims = names.map(|name| {
+		let invite = account(name);
+		store.create(&invite).unwrap();
+		let nonce = dead.claim(attempt(&invite, name), None, NOW).unwrap().unwrap();
+		(invite, nonce)
+	});
+	for later in [NOW + LEASE + 1, NOW + 1_000_000] {
+		let refused = alive.claim(attempt(&claims[0].0, "romeo"), None, later).unwrap_err();
+		assert_eq!(refused.condition(), "token-busy", "no clock settles anything");
+	}
+	let life = store.life(&claims[0].0.host, &Nonce::from_bytes([1; 16]));
+	let [first, last] = watched(&alive);
+	match life {
+		Life::Alive => {
+			assert_eq!([first, last], [vec![], vec![]]);
+			// Now the second is the one that lives.
+			store.hold(&boot);
+		}
+		Life::Over => assert_eq!(first.len(), names.len()),
+		Life::Unknown { .. } => assert_eq!([first.len(), last.len()], [0, names.len()]),
+	}
+	let [_, settled] = watched(&alive);
+	assert_eq!(settled.len(), names.len());
+	let of = |index: usize| settled.iter().find(|claim| claim.nonce == claims[index].1).unwrap();
+	assert!(dead.renew(&claims[4].1).unwrap());
+	// That was a sign of life of a process that has ended; what was looked at before is not settled any more.
+	store.hold(&boot);
+	for (index, account) in
+		[Account::Active, Account::Missing, Account::Unknown, Account::NotFound, Account::Missing]
+			.into_iter()
+			.enumerate()
+	{
+		let used = alive.settle(of(index), account, NOW).unwrap();
+		assert_eq!(used.is_some(), index == 0, "{account:?}");
+		assert_eq!(alive.settle(of(index), account, NOW).unwrap(), None, "once is enough");
+	}
+	let claim = |index: usize| {
+		let (invite, _): &(Invite, Nonce) = &claims[index];
+		alive.claim(attempt(invite, "romeo"), None, NOW).map_err(|error| error.condition())
+	};
+	assert_eq!(claim(0), Err(if store.carries().history { "token-used" } else { "token-invalid" }));
+	let romeos = claim(1).unwrap().unwrap();
+	alive.release(&romeos).unwrap();
+	assert_eq!([2, 3, 4].map(claim), [Err("token-busy"), Err("token-busy"), Err("token-busy")]);
+	// The one that was taken for dead learns what became of its claims.
+	let redeem = |index: usize| {
+		let (invite, nonce): &(Invite, Nonce) = &claims[index];
+		dead.redeem(attempt(invite, names[index]), nonce, None, NOW)
+	};
+	assert!(redeem(0).unwrap().is_none(), "it was counted");
+	assert!(redeem(1).unwrap().is_some(), "nobody has used it");
+	assert!(redeem(2).unwrap().is_some());
+}
+
+pub(crate) fn a_claim_that_somebody_else_has_released_is_redeemed_afresh_where_a_use_is_free(
+	store: &dyn Uses,
+) {
+	let invite = account("t");
+	store.create(&invite).unwrap();
+	let first = claim(&invite, Purpose::Account, "alice", NOW);
+	store.claim(&first, None, NOW).unwrap().unwrap();
+	assert!(store.release(&first.host, &first.nonce).unwrap());
+	let redeem = || store.redeem(&first, Some("test"), NOW).unwrap();
+	assert!(matches!(redeem(), Redeemed::Now(invite) if invite.uses == 1));
+	assert_eq!(redeem(), Redeemed::Before);
+}
+
+pub(crate) fn an_account_is_taken_back_only_where_nobody_else_is_named_like_it(store: &dyn Uses) {
+	if !store.carries().history {
+		return;
+	}
+	let [contested, other, claimed] = ["contested", "other", "claimed"].map(account);
+	for invite in [&contested, &other, &claimed] {
+		store.create(invite).unwrap();
+	}
+	let lost = |name: &str| claim(&contested, Purpose::Account, name, NOW);
+	let use_up = claim(&contested, Purpose::Account, "romeo", NOW);
+	store.redeem_at_once(&use_up, None, NOW).unwrap().unwrap();
+	let named = claim(&other, Purpose::Account, "nurse", NOW);
+	store.redeem_at_once(&named, None, NOW).unwrap().unwrap();
+	store.claim(&claim(&claimed, Purpose::Account, "paris", NOW), None, NOW).unwrap().unwrap();
+	let redeem = |claim: &Claim| store.redeem(claim, None, NOW).unwrap();
+	assert_eq!(redeem(&lost("juliet")), Redeemed::Lost(Loss::TakenBack));
+	for name in ["romeo", "nurse", "paris"] {
+		assert_eq!(redeem(&lost(name)), Redeemed::Lost(Loss::Stays), "{name}");
+	}
+	assert_eq!(store.redemptions(&contested.host, &contested.digest).unwrap().len(), 1);
+}
+
+pub(crate) fn a_claim_of_our_own_that_nobody_holds_is_settled_after_a_lease(store: &dyn Uses) {
+	let [_, (boot, own)] = two_processes(store);
+	let invites = ["held", "left"].map(account);
+	let [held, left] = invites.each_ref().map(|invite| {
+		store.create(invite).unwrap();
+		let claim = Claim { boot, ..claim(invite, Purpose::Account, invite_name(invite), NOW) };
+		store.claim(&claim, None, NOW).unwrap().unwrap();
+		claim
+	});
+	let start = monotonic();
+	let look =
+		|at: i64| own.look_at_claims(&[held.nonce], start + Duration::from_secs(at.unsigned_abs())).unwrap();
+	assert_eq!([look(0), look(LEASE / 2)], [vec![], vec![]]);
+	assert_eq!(look(LEASE), std::slice::from_ref(&left));
+	assert!(own.settle(&left, Account::Active, NOW).unwrap().is_some());
+	assert_eq!(store.claims(&held.host).unwrap(), [held]);
+}
+
+/// A name that no other invite of a test has.
+fn invite_name(invite: &Invite) -> &str {
+	invite.token.as_ref().map_or("", Token::reveal)
 }
 
 pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &dyn Uses) {
@@ -976,9 +1148,8 @@ pub(crate) fn an_unknown_token_is_neither_redeemed_nor_revoked(store: &dyn Uses)
 	if store.carries().pause {
 		assert!(!store.set_paused(&unknown.host, &unknown.digest, true).unwrap());
 	}
-	let nonce = Nonce::generate().unwrap();
-	let lost = store.redeem(&unknown.host, &unknown.digest, &nonce, None, NOW).unwrap();
-	assert_eq!(lost, Redeemed::Lost);
+	let lost = store.redeem(&claim(&unknown, Purpose::Account, "romeo", NOW), None, NOW).unwrap();
+	assert_eq!(lost, Redeemed::Lost(Loss::Stays));
 }
 
 pub(crate) fn what_is_revoked_is_not_redeemed_and_keeps_its_first_revocation(store: &dyn Uses) {
@@ -1103,7 +1274,7 @@ pub(crate) fn the_end_of_many_begins_at_once_and_each_is_ended_once(store: &dyn 
 	assert_eq!(refused.map_err(|reached| reached.reason), Err(Reason::MaxOpen(1)));
 	assert_eq!(store.create(&new[1]).unwrap(), []);
 
-	let redeemed = store.redeem("example.com", &old[2].digest, &claimed.nonce, None, NOW).unwrap();
+	let redeemed = store.redeem(&claimed, None, NOW).unwrap();
 	assert!(matches!(redeemed, Redeemed::Now(_)), "who was let in before may go on");
 	let was_begun = begun.iter().any(|invite| invite.digest == old[2].digest);
 	let expected: BTreeSet<Digest> = old
@@ -1151,6 +1322,72 @@ pub(crate) fn a_branch_of_many_is_revoked_at_once(store: &dyn Uses) {
 	assert_eq!(store.pending("example.com", NOW + 1).unwrap().len(), 3 * MANY - branch);
 	assert_eq!(end_all(store, begun, NOW + 1).len(), branch);
 	assert_eq!(store.open_invites("example.com", None, 1000).unwrap().len(), 3 * MANY - branch);
+}
+
+pub(crate) fn a_claim_on_what_an_end_covers_comes_to_what_it_does_where_the_invite_is_revoked(
+	store: &dyn Uses,
+) {
+	let [(dead, _), (boot, alive)] = two_processes(store);
+	let claims = ["revoked", "covered"].map(|end| {
+		["lost", "contested", "made", "missing"].map(|case| {
+			let name = format!("{end} {case}");
+			// Their turn to be ended comes last, and most are not used up by then.
+			let (created_at, expires) = (NOW - 10, Some(NOW + 1000));
+			let max_uses = Some(if case == "contested" { 1 } else { 2 });
+			let invite = Invite { created_at, expires, max_uses, ..made_by("juliet", &name) };
+			store.create(&invite).unwrap();
+			let claim = Claim { boot: dead, ..claim(&invite, Purpose::Account, &name, NOW) };
+			store.claim(&claim, None, NOW).unwrap().unwrap();
+			claim
+		})
+	});
+	let others: Vec<Invite> = (0..MANY).map(|index| made_by("juliet", &format!("{index}"))).collect();
+	for invite in &others {
+		store.create(invite).unwrap();
+	}
+	let rivals = claims.each_ref().map(|[lost, contested, ..]| {
+		for claim in [lost, contested] {
+			assert!(store.release(&claim.host, &claim.nonce).unwrap());
+		}
+		let invitee = contested.invitee.as_ref().map(|name| format!("rival of {name}"));
+		let rival = Claim { nonce: Nonce::generate().unwrap(), invitee, ..contested.clone() };
+		store.claim(&rival, None, NOW).unwrap().unwrap();
+		rival
+	});
+	let [revoked, covered] = &claims;
+	for claim in revoked {
+		store.revoke(&claim.host, &claim.digest, None, None, NOW).unwrap().unwrap();
+	}
+	let begun = store.retire("example.com", "juliet", None, NOW).unwrap();
+	let is_begun = |claim: &Claim| begun.iter().any(|invite| invite.digest == claim.digest);
+	assert_eq!(covered.each_ref().map(is_begun), [!store.carries().history; 4]);
+
+	store.hold(&boot);
+	let outcomes = claims.each_ref().map(|[lost, contested, made, missing]| {
+		let redeem = |claim| match store.redeem(claim, None, NOW).unwrap() {
+			Redeemed::Now(_) => None,
+			other => Some(other),
+		};
+		let settle = |claim, account| alive.settle(claim, account, NOW).unwrap().is_some();
+		let redeemed = [redeem(lost), redeem(contested)];
+		(redeemed, [settle(made, Account::Active), settle(missing, Account::Missing)])
+	});
+	assert_eq!(outcomes[0], outcomes[1]);
+	if store.carries().history {
+		let taken_back = Some(Redeemed::Lost(Loss::TakenBack));
+		assert_eq!(outcomes[1], ([None, taken_back], [true, false]), "who was let in may go on");
+	}
+	for rival in &rivals {
+		assert!(matches!(store.redeem(rival, None, NOW).unwrap(), Redeemed::Now(_)));
+	}
+	assert_eq!(store.claims("example.com").unwrap(), []);
+
+	// What is not used up is ended in its turn, and that is told.
+	let used_up = store.carries().history.then_some(covered[1].digest);
+	let untold = covered.iter().map(|claim| claim.digest).filter(|digest| Some(*digest) != used_up);
+	let others = others.iter().map(|invite| invite.digest);
+	let expected: BTreeSet<Digest> = others.chain(untold).collect();
+	assert_eq!(end_all(store, begun, NOW), expected.into_iter().collect::<Vec<_>>());
 }
 
 /// Redeems an invite for an account with this name.
@@ -1526,10 +1763,7 @@ pub(crate) fn a_purge_takes_what_ended_early_enough_with_its_uses_and_spares_cla
 	assert_eq!(store.find(&early.host, &early.digest).unwrap(), None);
 	assert_eq!(store.redemptions(&early.host, &early.digest).unwrap(), []);
 	assert_eq!(store.redemptions(&late.host, &late.digest).unwrap().len(), 1);
-	assert!(matches!(
-		store.redeem(&held.host, &held.digest, &held.nonce, None, NOW + 20).unwrap(),
-		Redeemed::Now(_)
-	));
+	assert!(matches!(store.redeem(&held, None, NOW + 20).unwrap(), Redeemed::Now(_)));
 	assert_eq!(store.purge("example.com", NOW + 1000, 1, &Bundled::Unknown).unwrap(), 1);
 	assert_eq!(store.purge("example.com", NOW + 1000, 10, &Bundled::Unknown).unwrap(), 1);
 	assert_eq!(store.open_invites("example.com", None, 10).unwrap(), [open]);

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::ending::{Ending, Scope};
 use crate::invite::Invite;
 use crate::lineage::Member;
-use crate::redemption::{Claim, LEASE, Purpose, Redemption};
+use crate::redemption::{Claim, LEASE, Life, Purpose, Redemption};
 use crate::token::{Digest, Nonce};
 use crate::value::Fields;
 
@@ -90,6 +90,8 @@ pub struct Content {
 	/// Who brought an account, by its username.
 	lineage: Undoable<(String, String), Member>,
 	endings: Undoable<(String, (String, Scope)), Ending>,
+	/// The process that lives, by the name that it gives itself.
+	boot: Option<Nonce>,
 }
 
 /// Rows, and what the present call has done to them: the oldest step first.
@@ -196,6 +198,12 @@ impl<B: Backing> Store for MemoryStore<B> {
 			return Err(error);
 		}
 		content.commit(self.carries());
+		Ok(())
+	}
+
+	/// Claims are gone when the process that made them is, so there are none of others.
+	fn hold(&self, boot: &Nonce) -> Result<(), StoreError> {
+		self.lock().boot = Some(*boot);
 		Ok(())
 	}
 
@@ -389,10 +397,14 @@ impl Rows for HostRows<'_> {
 		Ok(nonces.iter().filter_map(take).collect())
 	}
 
-	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError> {
-		let claim = self.content.claims.rows.get(&self.key(*nonce)).cloned();
-		let renewed = claim.map(|claim| self.insert_claim(&Claim { lease_end, ..claim }));
-		renewed.transpose().map(|renewed| renewed.is_some())
+	fn renew_claim(&mut self, nonce: &Nonce) -> Result<bool, TxError> {
+		let Some(claim) = self.content.claims.rows.get(&self.key(*nonce)).cloned() else { return Ok(false) };
+		self.insert_claim(&Claim { renewals: claim.renewals + 1, ..claim })?;
+		Ok(true)
+	}
+
+	fn life(&mut self, boot: &Nonce) -> Result<Life, TxError> {
+		Ok(if self.content.boot.as_ref() == Some(boot) { Life::Alive } else { Life::Over })
 	}
 
 	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError> {
@@ -405,6 +417,14 @@ impl Rows for HostRows<'_> {
 		let key = (self.host.to_owned(), *digest, redemption.used_at, redemption.nonce);
 		self.content.redemptions.put(key, redemption.clone());
 		Ok(())
+	}
+
+	fn is_named(&mut self, username: &str) -> Result<bool, TxError> {
+		Ok(self.content.redemptions.rows.iter().any(|((host, ..), redemption)| {
+			host == self.host
+				&& redemption.purpose == Purpose::Account
+				&& redemption.invitee.as_deref() == Some(username)
+		}))
 	}
 
 	fn is_known(&mut self, digest: &Digest, jid: &str, username: Option<&str>) -> Result<bool, TxError> {

@@ -26,7 +26,7 @@ use crate::ending::{Ending, Tie};
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::redemption::{Claim, Redemption};
+use crate::redemption::{Claim, Life, Redemption};
 use crate::token::{Digest, Nonce};
 
 /// An invite with its history, as it moves from one store to another. Claims do not move: they are of the moment.
@@ -255,6 +255,13 @@ pub trait Store {
 		self.write(doing, host, &[], work)
 	}
 
+	/// From now on others can see that the process of this name lives, for as long as it does: [`Rows::life`]. To be called
+	/// before each claim and each renewal of one; what has ended it meanwhile is made good. Where the storage has no means
+	/// for that, nobody can tell whether the process lives. One process has one name: another one takes its place.
+	fn hold(&self, _boot: &Nonce) -> Result<(), StoreError> {
+		Ok(())
+	}
+
 	/// Looks the storage of a host over for an operator: whether it can be reached, is whole, and is kept as it should be.
 	/// What is wrong is a finding, not an error. What it says of the clock comes from [`Finding::of_clock`].
 	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding>;
@@ -429,8 +436,14 @@ pub trait Rows {
 	/// Removes claims, and returns those that were there.
 	fn take_claims(&mut self, nonces: &[Nonce]) -> Result<Vec<Claim>, TxError>;
 
-	/// Moves the lease of a claim to a later end; `false` if there is no such claim.
-	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError>;
+	/// Counts one more renewal of a claim; `false` if there is no such claim.
+	fn renew_claim(&mut self, nonce: &Nonce) -> Result<bool, TxError>;
+
+	/// Whether the process of this name, another than this one, lives. What proves that it is over stays so until the end
+	/// of the transaction.
+	fn life(&mut self, _boot: &Nonce) -> Result<Life, TxError> {
+		Ok(Life::Unknown { connection: 0 })
+	}
 
 	/// The uses of invites, in the order of the digests and of when they were made (of two in one second, in that of their
 	/// nonces).
@@ -438,6 +451,9 @@ pub trait Rows {
 
 	/// Keeps a use of an invite.
 	fn insert_redemption(&mut self, digest: &Digest, redemption: &Redemption) -> Result<(), TxError>;
+
+	/// Whether any use of any invite of the host names this username. For the rare case: it may read all of them.
+	fn is_named(&mut self, username: &str) -> Result<bool, TxError>;
 
 	/// Whether somebody became a contact by an invite, under this JID, or is the account of this name that was registered
 	/// with it.

@@ -30,6 +30,13 @@
 //! waits for the lost transaction to end, by a lock that each has. Where the deadline leaves no time to ask, the call
 //! fails, and what it may have left bears the caller's nonce.
 //!
+//! # Who lives
+//! A server that makes claims holds a lock for as long as its session lasts: an advisory one of its own name, shared,
+//! because after a loss its old session may still stand when it takes the lock in its new one. Whoever looks tries for the
+//! same lock, exclusively and for a moment: while it is held, the server lives. (What the operating system is told to do
+//! about connections whose other end is gone is in `session.sql`.) That the engine really locks is tried once by each
+//! process, with a second session.
+//!
 //! # Conversations
 //! What is changed is sent when something is asked next, and at last with the mark and the commit: claiming an invite takes
 //! four conversations with the database, and redeeming it three, or four if it has an inviter.
@@ -58,6 +65,7 @@ use super::{Lock, Rows, Store, StoreError, TxError, Work};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::redemption::Life;
 use crate::token::Nonce;
 
 /// The stores that [`PostgresStore::shared`] has handed out, by connection string.
@@ -195,6 +203,10 @@ impl Store for PostgresStore {
 		self.look(doing, host, work)
 	}
 
+	fn hold(&self, boot: &Nonce) -> Result<(), StoreError> {
+		self.connection.hold(boot_key(boot))
+	}
+
 	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
 		self.findings(host, now)
 	}
@@ -221,6 +233,11 @@ fn key_of(lock: Lock<'_>, host: &str) -> i64 {
 		Lock::Name(name) => key(&[host.as_bytes(), name.as_bytes()]),
 		Lock::Inviter(name) => key(&[host.as_bytes(), name.as_bytes(), b"inviter"]),
 	}
+}
+
+/// Of the lock by which a process shows that it lives.
+fn boot_key(boot: &Nonce) -> i64 {
+	key(&[b"boot", boot.as_bytes()])
 }
 
 /// Two that happen to have one key wait for each other, and that is all.
@@ -338,5 +355,18 @@ impl Engine for Postgres<'_, '_> {
 		self.has_changed = true;
 		self.waiting.push(Message::prepared(statement, params));
 		Ok(())
+	}
+
+	/// That a lock is free proves nothing: a server loses it with its connection, and a database all of them when it
+	/// crashes.
+	fn life(&mut self, boot: &Nonce) -> Result<Life, TxError> {
+		let mut is_free = false;
+		let key = boot_key(boot);
+		self.query(connection::IS_FREE, Locked::Read, &[&[key.into()]], &mut |_, row| {
+			is_free = row.flag(0)?;
+			Ok(())
+		})?;
+		let connection = self.wire.number();
+		Ok(if is_free { Life::Unknown { connection } } else { Life::Alive })
 	}
 }

@@ -10,25 +10,27 @@ use crate::ending::{Ending, Scope, Tie};
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
-use crate::redemption::{Claim, Purpose, Redemption};
+use crate::redemption::{Claim, Life, Purpose, Redemption};
 use crate::token::{Digest, Nonce, Token};
 use crate::value::Fields;
 
 /// Every schema of SQLite's there was; the database's `user_version` says how many of them it has seen.
-pub(super) const SQLITE_MIGRATIONS: [&str; 4] = [
+pub(super) const SQLITE_MIGRATIONS: [&str; 5] = [
 	include_str!("sqlite/1_invites.sql"),
 	concat!(include_str!("sqlite/2_history.sql"), include_str!("sqlite/2_inviters.sql")),
 	include_str!("sqlite/3_contacts.sql"),
-	include_str!("sqlite/4_endings.sql"),
+	include_str!("sqlite/4_renewals.sql"),
+	include_str!("sqlite/5_endings.sql"),
 ];
 
 /// Every schema of PostgreSQL's; the newest version in the table `migration` says how many of them the database has seen.
 #[cfg(feature = "postgres")]
-pub(super) const POSTGRESQL_MIGRATIONS: [&str; 4] = [
+pub(super) const POSTGRESQL_MIGRATIONS: [&str; 5] = [
 	include_str!("postgres/1_invites.sql"),
 	include_str!("postgres/2_contacts.sql"),
 	include_str!("postgres/3_outcome.sql"),
-	include_str!("postgres/4_endings.sql"),
+	include_str!("postgres/4_renewals.sql"),
+	include_str!("postgres/5_endings.sql"),
 ];
 
 /// What [`read_invite`] reads.
@@ -145,16 +147,19 @@ pub(super) const NEWEST_OF_INVITER: &str =
 	"SELECT created_at FROM invite WHERE host = ?1 AND inviter = ?2 ORDER BY created_at DESC LIMIT ?3";
 
 /// Makes a claim.
-pub const CLAIM: &str = "INSERT INTO claim (host, nonce, digest, purpose, invitee, boot, lease_end) \
-	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+pub const CLAIM: &str = "INSERT INTO claim (host, nonce, digest, purpose, invitee, boot, made_at, renewals) \
+	VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
 
 /// All claims. The table holds only what is under way now, so it is read from end to end.
-pub const CLAIMS: &str = "SELECT nonce, digest, purpose, invitee, boot, lease_end FROM claim WHERE host = ?1";
+pub const CLAIMS: &str =
+	"SELECT nonce, digest, purpose, invitee, boot, made_at, renewals FROM claim WHERE host = ?1";
 
 /// Removes a claim, and returns it.
-pub const TAKE_CLAIM: &str = "DELETE FROM claim WHERE host = ?1 AND nonce = ?2 RETURNING nonce, digest, purpose, invitee, boot, lease_end";
+pub const TAKE_CLAIM: &str = "DELETE FROM claim WHERE host = ?1 AND nonce = ?2 \
+	RETURNING nonce, digest, purpose, invitee, boot, made_at, renewals";
 
-pub(super) const RENEW: &str = "UPDATE claim SET lease_end = ?3 WHERE host = ?1 AND nonce = ?2 RETURNING 1";
+pub(super) const RENEW: &str =
+	"UPDATE claim SET renewals = renewals + 1 WHERE host = ?1 AND nonce = ?2 RETURNING 1";
 
 /// Keeps a use.
 pub const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpose, invitee, source, used_at) \
@@ -162,6 +167,10 @@ pub const REDEMPTION: &str = "INSERT INTO redemption (host, digest, nonce, purpo
 
 const REDEMPTIONS: &str = "SELECT nonce, purpose, invitee, source, used_at FROM redemption WHERE host = ?1 AND digest = ?2 \
 	ORDER BY used_at, nonce";
+
+/// There is no index for it.
+const IS_NAMED: &str =
+	"SELECT 1 FROM redemption WHERE host = ?1 AND purpose = 'account' AND invitee = ?2 LIMIT 1";
 
 /// Whether somebody became a contact by an invite, or is a local user who was registered with it.
 pub(super) const IS_KNOWN: &str = "SELECT 1 FROM redemption WHERE host = ?1 AND digest = ?2 AND purpose = 'contact' AND invitee = ?3 \
@@ -275,6 +284,9 @@ pub(super) trait Engine {
 
 	/// Runs a statement of which nothing has to be known. It may be sent later, but before all that follows it.
 	fn change(&mut self, text: &'static str, params: &[Param<'_>]) -> Result<(), TxError>;
+
+	/// As of [`Rows::life`].
+	fn life(&mut self, boot: &Nonce) -> Result<Life, TxError>;
 }
 
 /// The rows of a host in a database.
@@ -499,7 +511,8 @@ impl<E: Engine> Rows for SqlRows<'_, E> {
 			claim.purpose.as_str().into(),
 			claim.invitee.as_deref().into(),
 			(&claim.boot).into(),
-			claim.lease_end.into(),
+			claim.made_at.into(),
+			claim.renewals.into(),
 		];
 		self.engine.change(CLAIM, &params)
 	}
@@ -510,9 +523,13 @@ impl<E: Engine> Rows for SqlRows<'_, E> {
 		self.of_each(TAKE_CLAIM, Locked::Read, nonces, |_, row| read_claim(host, row))
 	}
 
-	fn renew_claim(&mut self, nonce: &Nonce, lease_end: Timestamp) -> Result<bool, TxError> {
-		let params = [self.host.into(), nonce.into(), lease_end.into()];
+	fn renew_claim(&mut self, nonce: &Nonce) -> Result<bool, TxError> {
+		let params = [self.host.into(), nonce.into()];
 		Ok(!self.all(RENEW, Locked::Read, &params, |_| Ok(()))?.is_empty())
+	}
+
+	fn life(&mut self, boot: &Nonce) -> Result<Life, TxError> {
+		self.engine.life(boot)
 	}
 
 	fn redemptions(&mut self, digests: &[Digest]) -> Result<Vec<(Digest, Redemption)>, TxError> {
@@ -532,6 +549,11 @@ impl<E: Engine> Rows for SqlRows<'_, E> {
 			redemption.used_at.into(),
 		];
 		self.engine.change(REDEMPTION, &params)
+	}
+
+	fn is_named(&mut self, username: &str) -> Result<bool, TxError> {
+		let params = [self.host.into(), username.into()];
+		Ok(!self.all(IS_NAMED, Locked::Read, &params, |_| Ok(()))?.is_empty())
 	}
 
 	fn is_known(&mut self, digest: &Digest, jid: &str, username: Option<&str>) -> Result<bool, TxError> {
@@ -677,7 +699,8 @@ fn read_claim(host: &str, row: &dyn Columns) -> Result<Claim, TxError> {
 		purpose: purpose(&digest, row.text(2)?)?,
 		invitee: row.text(3)?.map(str::to_owned),
 		boot: nonce(row, 4)?,
-		lease_end: some(row.number(5)?)?,
+		made_at: row.number(5)?,
+		renewals: some(row.number(6)?)?,
 	})
 }
 

@@ -8,10 +8,15 @@
 //! its modules, and a connection that crosses a fork loses committed rows.
 
 pub mod backup;
+mod boots;
 mod check;
 mod checkpoint;
 mod connection;
 mod files;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::PoisonError;
 
 use rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
@@ -27,6 +32,8 @@ use super::{Lock, Store, StoreError, TxError, Work};
 use crate::check::Finding;
 use crate::clock::Timestamp;
 use crate::invite::Invite;
+use crate::redemption::Life;
+use crate::token::Nonce;
 
 impl Store for SqliteStore {
 	/// An invite that was found was stored, whatever lies under the file's name by now: who changes something because of it
@@ -34,7 +41,7 @@ impl Store for SqliteStore {
 	/// the file was replaced.
 	fn look(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
 		self.run(doing, Needs::Reading, |opened| {
-			let mut rows = rows(opened.connection(), host);
+			let mut rows = rows(opened.connection(), host, &self.path);
 			let looked = work(&mut rows);
 			if looked.is_err() || !rows.engine.has_found {
 				opened.check_files()?;
@@ -47,7 +54,7 @@ impl Store for SqliteStore {
 		self.with(doing, |connection| {
 			connection.prepare_cached("BEGIN")?.execute(())?;
 			let _undone = Undone(connection);
-			Ok(work(&mut rows(connection, host))?)
+			Ok(work(&mut rows(connection, host, &self.path))?)
 		})
 	}
 
@@ -61,7 +68,9 @@ impl Store for SqliteStore {
 		self.change(doing, |connection| {
 			connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
 			let _undone = Undone(connection);
-			work(&mut rows(connection, host))?;
+			// What proves that a process is over is kept until the commit.
+			let mut rows = rows(connection, host, &self.path);
+			work(&mut rows)?;
 			connection.prepare_cached("COMMIT")?.execute(())?;
 			Ok(())
 		})
@@ -78,6 +87,22 @@ impl Store for SqliteStore {
 				done => Ok(done.map(|_| true)?),
 			}
 		})
+	}
+
+	/// By the lock of a file: [`boots`]. Where there is no such lock to be had, claims are made all the same.
+	fn hold(&self, boot: &Nonce) -> Result<(), StoreError> {
+		let Ok(directory) = boots::directory(&self.path) else { return Ok(()) };
+		let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+		if !held.as_ref().is_some_and(|held| held.is_of(&directory, boot)) {
+			*held = boots::hold(&directory, boot).ok();
+			self.with("looking for attempts under way", |connection| {
+				let mut statement = connection.prepare("SELECT 1 FROM claim WHERE boot = ?1")?;
+				// What is left lying about harms nobody.
+				drop(boots::sweep(&directory, |boot| statement.exists([boot.as_bytes()]).unwrap_or(true)));
+				Ok(())
+			})?;
+		}
+		Ok(())
 	}
 
 	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
@@ -98,14 +123,18 @@ impl Drop for Undone<'_> {
 	}
 }
 
-const fn rows<'a>(connection: &'a Connection, host: &'a str) -> SqlRows<'a, Sqlite<'a>> {
-	SqlRows { engine: Sqlite { connection, has_found: false }, host }
+const fn rows<'a>(connection: &'a Connection, host: &'a str, path: &'a Path) -> SqlRows<'a, Sqlite<'a>> {
+	SqlRows { engine: Sqlite { connection, path, has_found: false, proofs: Vec::new() }, host }
 }
 
 struct Sqlite<'a> {
 	connection: &'a Connection,
+	/// Of the database.
+	path: &'a Path,
 	/// Whether an invite was found by its digest.
 	has_found: bool,
+	/// Locked files of processes that are over.
+	proofs: Vec<File>,
 }
 
 impl Engine for Sqlite<'_> {
@@ -149,6 +178,13 @@ impl Engine for Sqlite<'_> {
 		let mut statement = self.connection.prepare_cached(text).map_err(engine)?;
 		statement.execute(params_from_iter(params)).map_err(engine)?;
 		Ok(())
+	}
+
+	fn life(&mut self, boot: &Nonce) -> Result<Life, TxError> {
+		let directory = boots::directory(self.path).unwrap_or_default();
+		let (life, proof) = boots::life(&directory, boot);
+		self.proofs.extend(proof);
+		Ok(life)
 	}
 }
 

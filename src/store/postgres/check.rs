@@ -15,7 +15,7 @@ const LOOK: &str = "SELECT current_setting('server_version') AS server_version, 
 
 const NEWEST: &str = "SELECT max(created_at) AS newest FROM invite WHERE host = ?1";
 
-/// Seconds by which the clocks of servers may differ: leases are of a minute.
+/// Seconds by which the clocks of servers may differ: what has expired on one is to have expired on the others.
 const CLOCK_DIFFERENCE: i64 = 5;
 
 /// Prosody serves nobody meanwhile, and a registration asks some thirty times.

@@ -29,6 +29,7 @@ use crate::signals;
 use crate::store::breaker::Breaker;
 use crate::store::sql::{Locked, POSTGRESQL_MIGRATIONS as MIGRATIONS, Param};
 use crate::store::{StoreError, TxError};
+use crate::token::Nonce;
 
 const SESSION: &str = include_str!("session.sql");
 
@@ -42,6 +43,17 @@ const MIGRATED: &str =
 	"SELECT FROM pg_tables WHERE schemaname = 'prosody_invites' AND tablename = 'migration'";
 
 const VERSION: &str = "SELECT coalesce(max(version), 0) FROM prosody_invites.migration";
+
+/// Whether nobody holds a lock of this key. Two that ask in one moment may each be told that somebody does.
+pub(super) const IS_FREE: &str =
+	"SELECT CASE WHEN pg_try_advisory_lock(?1) THEN pg_advisory_unlock(?1) ELSE false END";
+
+const HOLD: &str = "SELECT pg_advisory_lock_shared(?1)";
+
+const LET_GO: &str = "SELECT pg_advisory_unlock_shared(?1)";
+
+/// How long a server may take to notice that a session has ended.
+const END_OF_SESSION: Duration = Duration::from_millis(250);
 
 /// Connections that may break in one call.
 const LOSSES: u32 = 3;
@@ -60,6 +72,12 @@ struct State {
 	runtime: Option<(Runtime, u32)>,
 	link: Option<Link>,
 	away: Breaker,
+	/// Key of the lock that every session holds from its beginning.
+	held: Option<i64>,
+	/// Connections that were made.
+	connections: u64,
+	/// Whether it was seen that the engine locks.
+	has_locks: bool,
 }
 
 struct Link {
@@ -68,6 +86,10 @@ struct Link {
 	statements: HashMap<(&'static str, Locked), Statement>,
 	/// Carries the bytes. To be polled beside whatever waits for an answer; ends when the connection does.
 	traffic: Pin<Box<dyn Future<Output = ()> + Send>>,
+	/// Which of this process's connections it is.
+	number: u64,
+	/// Key of the lock that it holds.
+	held: Option<i64>,
 }
 
 /// The connection, for as long as a call may take.
@@ -145,6 +167,12 @@ impl Connection {
 		}
 	}
 
+	/// Holds a lock, here and in every session to come, in the place of the one that was held before.
+	pub(super) fn hold(&self, key: i64) -> Result<(), StoreError> {
+		self.lock().held = Some(key);
+		self.call("showing that this server runs", |wire| wire.hold(key))
+	}
+
 	/// Runs `work`: again, if the connection breaks, or somebody else was in the way.
 	pub(super) fn call<T>(
 		&self,
@@ -152,7 +180,8 @@ impl Connection {
 		work: impl FnMut(&mut Wire<'_>) -> Result<T, Trouble>,
 	) -> Result<T, StoreError> {
 		let mut state = self.lock();
-		let State { runtime, link, away } = &mut *state;
+		let State { runtime, link, away, held, connections, has_locks } = &mut *state;
+		let mut session = Session { held: *held, connections, has_locks };
 		let (runtime, process) = match runtime {
 			Some(runtime) => runtime,
 			none => {
@@ -169,7 +198,7 @@ impl Connection {
 		away.check()?;
 		// Put back only where it is known what was done on it: it may be in the middle of a transaction.
 		let mut used = link.take();
-		let done = self.attempts(doing, runtime, &mut used, work);
+		let done = self.attempts(doing, runtime, &mut used, &mut session, work);
 		if let Err(Failure::Away(error)) = &done {
 			away.trip(error);
 		} else {
@@ -184,6 +213,7 @@ impl Connection {
 		doing: &str,
 		runtime: &Runtime,
 		link: &mut Option<Link>,
+		session: &mut Session<'_>,
 		mut work: impl FnMut(&mut Wire<'_>) -> Result<T, Trouble>,
 	) -> Result<T, Failure> {
 		let (since, deadline) = (Stopwatch::start(), self.deadline);
@@ -200,7 +230,8 @@ impl Connection {
 				none => {
 					// It starts a thread to look a host's name up.
 					let connected = runtime.block_on(signals::blocked_in(async {
-						tokio::time::timeout(deadline.saturating_sub(since.elapsed()), self.connect()).await
+						tokio::time::timeout(deadline.saturating_sub(since.elapsed()), self.connect(session))
+							.await
 					}));
 					none.insert(connected.map_err(|_| too_late())?.map_err(Failure::Away)?)
 				}
@@ -227,17 +258,20 @@ impl Connection {
 		}
 	}
 
-	async fn connect(&self) -> Result<Link, StoreError> {
+	async fn connect(&self, session: &mut Session<'_>) -> Result<Link, StoreError> {
 		let tls =
 			self.address.tls().map_err(|error| self.unusable(&format!("cannot be trusted: {error}")))?;
 		let (client, connection) =
 			self.address.config().connect(tls).await.map_err(|error| self.explain_connecting(error))?;
 		let encoding = connection.parameter("server_encoding").map(str::to_owned);
+		*session.connections += 1;
 		let mut link = Link {
 			client,
 			statements: HashMap::new(),
 			// How it ended is told to whoever waits for an answer.
 			traffic: Box::pin(async { drop(connection.await) }),
+			number: *session.connections,
+			held: session.held,
 		};
 		if let Some(encoding) = encoding.filter(|encoding| encoding != "UTF8") {
 			let problem = format!("has the encoding {encoding}: create it anew with ENCODING 'UTF8'");
@@ -247,18 +281,69 @@ impl Connection {
 		let settings = SESSION
 			.replace("$deadline", &milliseconds.to_string())
 			.replace("$lock_wait", &(milliseconds * 3 / 4).to_string());
+		// Before anything else is done, for others look at it.
+		let settings = match session.held {
+			Some(key) => settings + &HOLD.replace("?1", &key.to_string()),
+			None => settings,
+		};
 		let prepared = link
 			.drive(async |client| {
 				client.batch_execute(&settings).await?;
 				self.migrate(client).await
 			})
 			.await;
-		match prepared {
-			Ok(()) => Ok(link),
+		let tried = match prepared {
+			Ok(()) if !*session.has_locks => self.try_locks(&mut link).await,
+			prepared => prepared.map(|()| *session.has_locks),
+		};
+		match tried {
+			Ok(has_locks) => {
+				*session.has_locks = has_locks;
+				Ok(link)
+			}
 			Err(Trouble::Postgres(error)) => Err(self.explain("connecting", error)),
 			Err(Trouble::Store(error)) => Err(error),
 			Err(Trouble::TooLate) => Err(self.unusable("did not answer in time")),
 		}
+	}
+
+	/// Sees whether a lock that one session holds is refused to another, and free when that one has ended. Some engines that
+	/// speak PostgreSQL's language only pretend, and a pool that hands sessions around gives them to anybody. False where
+	/// there is no second session to be had now.
+	async fn try_locks(&self, link: &mut Link) -> Result<bool, Trouble> {
+		let tls =
+			self.address.tls().map_err(|error| self.unusable(&format!("cannot be trusted: {error}")))?;
+		let Ok((client, connection)) = self.address.config().connect(tls).await else { return Ok(false) };
+		let mut other = Link {
+			client,
+			statements: HashMap::new(),
+			traffic: Box::pin(async { drop(connection.await) }),
+			number: 0,
+			held: None,
+		};
+		let drawn = Nonce::generate().map_err(|source| StoreError::Unavailable {
+			problem: "no lock can be tried".to_owned(),
+			source: source.into(),
+		})?;
+		let key = super::boot_key(&drawn);
+		let hold = of_postgresql(HOLD, Locked::Read);
+		other.drive(async |client| client.query(&hold, &[&key]).await).await?;
+		let is_refused = !link.is_free(key).await?;
+		let Link { client, traffic, .. } = other;
+		drop(client);
+		traffic.await;
+		let ended = Stopwatch::start();
+		let mut is_free = link.is_free(key).await?;
+		while !is_free && ended.elapsed() < END_OF_SESSION {
+			tokio::time::sleep(Duration::from_millis(1)).await;
+			is_free = link.is_free(key).await?;
+		}
+		if is_refused && is_free {
+			return Ok(true);
+		}
+		let problem = "does not keep advisory locks of sessions apart, without which two servers use one invite: use \
+			PostgreSQL itself, and no pool that hands sessions around (PgBouncer: pool_mode = session)";
+		Err(self.unusable(problem).into())
 	}
 
 	/// Brings the database to our newest schema: of two servers that start at once, the second waits for the first and
@@ -360,7 +445,19 @@ impl fmt::Debug for State {
 	}
 }
 
+/// What a new connection has to know, and what is known by it.
+struct Session<'a> {
+	held: Option<i64>,
+	connections: &'a mut u64,
+	has_locks: &'a mut bool,
+}
+
 impl Link {
+	async fn is_free(&mut self, key: i64) -> Result<bool, Error> {
+		let is_free = of_postgresql(IS_FREE, Locked::Read);
+		self.drive(async |client| client.query_one(&is_free, &[&key]).await?.try_get(0)).await
+	}
+
 	async fn drive<T>(&mut self, work: impl AsyncFnOnce(&Client) -> T) -> T {
 		let work = pin!(work(&self.client));
 		match select(work, &mut self.traffic).await {
@@ -395,6 +492,22 @@ impl Wire<'_> {
 	/// Sends messages without waiting for answers, and then waits for all of them: the rows of each.
 	pub(super) fn exchange(&mut self, messages: Vec<Message>) -> Result<Vec<Vec<Row>>, Trouble> {
 		self.wait(async |client| exchange(client, messages).await)
+	}
+
+	/// Which of this process's connections it is.
+	pub(super) const fn number(&self) -> u64 {
+		self.link.number
+	}
+
+	fn hold(&mut self, key: i64) -> Result<(), Trouble> {
+		if self.link.held == Some(key) {
+			return Ok(());
+		}
+		self.query(HOLD, &[key.into()])?;
+		if let Some(before) = self.link.held.replace(key) {
+			self.query(LET_GO, &[before.into()])?;
+		}
+		Ok(())
 	}
 
 	/// The rows of one statement.

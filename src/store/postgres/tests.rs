@@ -7,10 +7,10 @@ use crate::clock::Stopwatch;
 use crate::invite::Type;
 use crate::lineage::Member;
 use crate::policy::Reason;
-use crate::redemption::{Claim, LEASE, Purpose, Redeemed, Refusal};
+use crate::redemption::{Claim, Life, Purpose, Redeemed, Refusal};
 use crate::store::conformance::{
-	Uses, allowance, claim, inviters_race, made_by, promises, races, redeem_once, released, reset, sample,
-	tests, without_spent_token,
+	Uses, allowance, claim, inviters_race, made_by, promises, races, redeem_once, released, released_claim,
+	reset, sample, tests, without_spent_token,
 };
 use crate::store::{Bundled, Record};
 use crate::token::Digest;
@@ -83,10 +83,11 @@ fn every_migration_applies_and_the_version_is_their_number() {
 }
 
 /// A database of every schema that was released, as the version with that schema wrote it.
-const RELEASED: [&str; 3] = [
+const RELEASED: [&str; 4] = [
 	include_str!("../../../spec/fixtures/postgresql-1.sql"),
 	include_str!("../../../spec/fixtures/postgresql-2.sql"),
 	include_str!("../../../spec/fixtures/postgresql-3.sql"),
+	include_str!("../../../spec/fixtures/postgresql-4.sql"),
 ];
 
 #[test]
@@ -107,6 +108,8 @@ fn a_database_of_every_released_schema_is_migrated_and_keeps_everything() {
 		open(&url).connection.call("testing", |wire| wire.exchange(load.clone())).unwrap();
 		let found = open(&url).records("example.com", None, 100).unwrap();
 		assert_eq!(found.into_iter().map(without_spent_token).collect::<Vec<_>>(), released());
+		let claims = open(&url).claims("example.com").unwrap();
+		assert!(claims.is_empty() || claims == [released_claim()], "the first two had none");
 		assert_eq!(schema(&url), schema(&fresh));
 	}
 }
@@ -250,7 +253,7 @@ fn nobody_waits_for_somebody_who_waits_for_him() {
 								)
 								.unwrap()
 								.ok();
-							store.release(&claim.host, &claim.nonce, None).unwrap();
+							store.release(&claim.host, &claim.nonce).unwrap();
 						}
 					}
 					store.create(&reset(&format!("reset {thread} {round}"), "juliet")).ok();
@@ -401,8 +404,7 @@ fn a_claim_is_redeemed_once_though_the_commit_was_cut_off() {
 	when_cut_in_the_commit(|cut| {
 		let claim = claim(&cut.open, Purpose::Account, "romeo", NOW);
 		cut.direct.claim(&claim, None, NOW).unwrap().unwrap();
-		let redeem =
-			|| cut.store.redeem(&claim.host, &claim.digest, &claim.nonce, Some("test"), NOW).unwrap();
+		let redeem = || cut.store.redeem(&claim, Some("test"), NOW).unwrap();
 		let Redeemed::Now(invite) = redeem() else { panic!("not by us") };
 		assert_eq!((invite.uses, &invite), (1, &cut.found(&cut.open)));
 		assert_eq!(redeem(), Redeemed::Before);
@@ -425,8 +427,8 @@ fn what_was_changed_is_told_though_the_commit_was_cut_off() {
 	when_cut_in_the_commit(|cut| {
 		let claim = claim(&cut.open, Purpose::Account, "romeo", NOW);
 		cut.direct.claim(&claim, None, NOW).unwrap().unwrap();
-		assert!(cut.store.release(&claim.host, &claim.nonce, None).unwrap());
-		assert!(!cut.store.release(&claim.host, &claim.nonce, None).unwrap());
+		assert!(cut.store.release(&claim.host, &claim.nonce).unwrap());
+		assert!(!cut.store.release(&claim.host, &claim.nonce).unwrap());
 	});
 	when_cut_in_the_commit(|cut| {
 		let revoked = cut.store.revoke("example.com", &cut.open.digest, Some("why"), None, NOW).unwrap();
@@ -483,7 +485,7 @@ fn a_commit_that_nobody_answered_is_waited_for() {
 	let cut = Cut::new();
 	let [first, second] = ["romeo", "paris"].map(|name| claim(&cut.open, Purpose::Account, name, NOW));
 	cut.store.claim(&first, None, NOW).unwrap().unwrap();
-	cut.store.release(&first.host, &first.nonce, None).unwrap();
+	cut.store.release(&first.host, &first.nonce).unwrap();
 	let waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 	std::thread::scope(|threads| {
@@ -557,7 +559,7 @@ fn no_use_case_takes_more_conversations_with_the_database_than_it_must() {
 	});
 	count("redeem", 7, &|token| {
 		let claim = claimed(token);
-		let used = cut.store.redeem(&claim.host, &claim.digest, &claim.nonce, None, NOW).unwrap();
+		let used = cut.store.redeem(&claim, None, NOW).unwrap();
 		assert!(matches!(used, Redeemed::Now(_)));
 	});
 	count("redeem at once", 10, &|token| {
@@ -566,7 +568,7 @@ fn no_use_case_takes_more_conversations_with_the_database_than_it_must() {
 	});
 	count("release", 3, &|token| assert!(invites.release(&claimed(token).nonce).unwrap()));
 	count("renew", 1, &|token| {
-		assert!(cut.store.renew("example.com", &claimed(token).nonce, NOW + LEASE).unwrap());
+		assert!(cut.store.renew("example.com", &claimed(token).nonce).unwrap());
 	});
 	count("look at a claim", 5, &|token| {
 		let claim = claim(&cut.open, Purpose::Account, token, NOW);
@@ -651,25 +653,59 @@ fn what_was_cut_off_before_the_commit_keeps_its_locks_for_no_longer_than_the_dea
 }
 
 #[test]
-fn a_stale_claim_that_nobody_knows_of_is_settled_like_any_other() {
-	let cut = Cut::new();
-	let short = hasty(&cut.proxy.url(&cut.url), Duration::from_millis(500));
-	short.find("example.com", &cut.open.digest).unwrap();
-	let invites = short.of("example.com");
-	let lost = claim(&cut.open, Purpose::Account, "romeo", NOW);
-	cut.proxy.wait_for(b"COMMIT\0", Fate::Swallow);
-	invites.make_claim(&lost, None, NOW).unwrap_err();
-	let later = NOW + LEASE + 1;
-	let next = claim(&cut.open, Purpose::Account, "juliet", later);
-	let mut decision = Ok(crate::redemption::Admission::Claim);
-	eventually(|| match invites.make_claim(&next, None, later) {
-		Ok(decided) => {
-			decision = decided;
-			true
+fn who_holds_lives_whatever_becomes_of_its_session_and_nobody_can_tell_when_it_is_gone() {
+	let url = new_database();
+	let boot = Nonce::from_bytes([7; 16]);
+	let (holder, looker) = (open(&url), open(&url));
+	let look = || looker.life("example.com", &boot);
+	assert!(matches!(look(), Life::Unknown { .. }), "nobody holds anything yet");
+	Store::hold(&*holder, &boot).unwrap();
+	assert_eq!([look(), look()], [Life::Alive; 2]);
+	// Its next session takes the lock before anything else.
+	holder.connection.close();
+	eventually(|| matches!(look(), Life::Unknown { .. }));
+	holder.find("example.com", &Digest::of(b"x")).unwrap();
+	assert_eq!(look(), Life::Alive);
+	// Another name takes the place of the first.
+	Store::hold(&*holder, &Nonce::from_bytes([8; 16])).unwrap();
+	let Life::Unknown { connection } = look() else { panic!("it is held still") };
+	looker.connection.close();
+	assert!(matches!(look(), Life::Unknown { connection: next } if next > connection), "another connection");
+}
+
+#[test]
+fn looks_of_many_disturb_neither_each_other_nor_who_holds() {
+	let url = new_database();
+	let boot = Nonce::from_bytes([7; 16]);
+	let holder = open(&url);
+	std::thread::scope(|threads| {
+		for _ in 0..4 {
+			threads.spawn(|| {
+				let looker = open(&url);
+				let alive = (0..200).filter(|_| looker.life("example.com", &boot) == Life::Alive).count();
+				assert!(alive < 20, "{alive} of 200 looks met another one");
+			});
 		}
-		Err(_) => false,
 	});
-	assert_eq!(decision, Err(Refusal::Stale(vec![lost])));
+	Store::hold(&*holder, &boot).unwrap();
+}
+
+#[test]
+fn an_engine_that_only_pretends_to_lock_is_refused() {
+	let server = Postgres::start();
+	let url = server.new_database();
+	let (_, name) = url.rsplit_once('/').unwrap();
+	let (name, _) = name.split_once('?').unwrap_or((name, ""));
+	server.tell(&format!(
+		"sql {name} CREATE OR REPLACE FUNCTION pg_catalog.pg_try_advisory_lock(bigint) RETURNS boolean \
+		 LANGUAGE sql AS 'SELECT true'"
+	));
+	server.tell(&format!(
+		"sql {name} CREATE OR REPLACE FUNCTION pg_catalog.pg_advisory_unlock(bigint) RETURNS boolean \
+		 LANGUAGE sql AS 'SELECT true'"
+	));
+	let error = open(&url).find("example.com", &Digest::of(b"x")).unwrap_err().to_string();
+	assert!(error.contains("does not keep advisory locks of sessions apart"), "{error}");
 }
 
 #[test]

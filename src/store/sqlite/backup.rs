@@ -14,10 +14,13 @@ use rusqlite::backup::{Backup as Copy, StepResult};
 use rusqlite::{Connection, OpenFlags, named_params};
 use tempfile::NamedTempFile;
 
+use super::boots;
 use super::connection::{Connecting, RETRY_INTERVAL, SqliteStore, is_current, migrate, version};
 use super::files::{directory_of, give_to_owner_of};
 use crate::clock::Timestamp;
+use crate::redemption::{LEASE, Life};
 use crate::store::StoreError;
+use crate::token::Nonce;
 
 const PENDING: &str = "SELECT count(*) FROM invite WHERE ended_at IS NULL";
 
@@ -30,7 +33,7 @@ const WOULD_LIVE_AGAIN: &str = "SELECT count(*) FROM copy.invite JOIN main.invit
 const WOULD_BE_GONE: &str = "SELECT count(*) FROM main.invite WHERE NOT EXISTS (SELECT 1 FROM copy.invite \
 	WHERE copy.invite.host = main.invite.host AND copy.invite.digest = main.invite.digest)";
 
-const CLAIMS_UNDER_WAY: &str = "SELECT count(*) FROM claim WHERE lease_end >= :now";
+const CLAIMS: &str = "SELECT boot, made_at FROM claim";
 
 const REVOKE_ALL: &str =
 	"UPDATE invite SET revoked_at = :now, revoked_why = :why, ended_at = :now WHERE ended_at IS NULL";
@@ -173,9 +176,21 @@ impl SqliteStore {
 			copy.execute(REVOKE_ALL, named_params! { ":now": now, ":why": RESTORED })
 				.map_err(|error| self.explain(doing, error))?;
 		}
-		let under_way: i64 = self.with(doing, |connection| {
-			Ok(connection.query_row(CLAIMS_UNDER_WAY, named_params! { ":now": now }, |row| row.get(0))?)
+		let claims: Vec<([u8; 16], Option<Timestamp>)> = self.with(doing, |connection| {
+			let mut statement = connection.prepare(CLAIMS)?;
+			let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+			Ok(rows.collect::<Result<_, _>>()?)
 		})?;
+		let directory = boots::directory(&self.path).unwrap_or_default();
+		let is_under_way = |(boot, made_at): &([u8; 16], Option<Timestamp>)| {
+			match boots::life(&directory, &Nonce::from_bytes(*boot)).0 {
+				Life::Alive => true,
+				Life::Over => false,
+				// Nobody watches here for a lease.
+				Life::Unknown { .. } => made_at.is_some_and(|made_at| now.saturating_sub(made_at) <= LEASE),
+			}
+		};
+		let under_way = claims.into_iter().filter(is_under_way).count();
 		if under_way > 0 {
 			return Err(problem(
 				&self.path,

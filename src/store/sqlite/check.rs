@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use super::boots;
 use super::connection::{SqliteStore, version};
 use super::files::with_suffix;
 use crate::check::Finding;
@@ -75,6 +76,13 @@ impl SqliteStore {
 		}
 		if findings.is_empty() {
 			findings.push(Finding::ok("the files of the database are for their owner alone"));
+		}
+		if !boots::can_lock(&self.path).unwrap_or(false) {
+			findings.push(Finding::warning(format!(
+				"no file beside {} can be locked, so that after a crash nobody can tell for a minute whether a registration \
+				 is still under way",
+				self.path.display()
+			)));
 		}
 		let wal_size = wal.metadata().map_or(0, |metadata| metadata.len());
 		findings.push(if wal_size > LARGE_WAL {

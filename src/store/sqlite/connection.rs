@@ -11,6 +11,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::boots::Held;
 use super::checkpoint::Checkpointer;
 use super::files::{self, Files};
 use crate::store::breaker::Breaker;
@@ -46,6 +47,8 @@ pub struct SqliteStore {
 	/// None selects the operating system's own; the tests name one that cannot do WAL.
 	pub(super) vfs: Option<&'static str>,
 	state: Mutex<State>,
+	/// What says that this process lives. Not let go as long as it does, whatever becomes of the connection.
+	pub(super) held: Mutex<Option<Held>>,
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +130,7 @@ impl SqliteStore {
 	/// A store with a connection of its own.
 	#[must_use]
 	pub fn new(path: &Path, lock_wait: Duration) -> Self {
-		Self { path: path.to_owned(), lock_wait, vfs: None, state: Mutex::default() }
+		Self { path: path.to_owned(), lock_wait, vfs: None, state: Mutex::default(), held: Mutex::default() }
 	}
 
 	/// Runs `work` on the connection, opening it where needed. After an error that may come from the connection or

@@ -1,4 +1,4 @@
--- Schema 4. Many invites of a user end at once, by one row.
+-- Schema 5. Many invites of a user end at once, by one row.
 
 -- From `at` on the open invites of a user count as revoked. They are ended in batches afterwards.
 CREATE TABLE ending (
