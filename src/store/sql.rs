@@ -131,17 +131,18 @@ const PURGE: &str = "DELETE FROM invite WHERE host = ?1 AND digest = ?2";
 
 const PURGE_REDEMPTIONS: &str = "DELETE FROM redemption WHERE host = ?1 AND digest = ?2";
 
-/// The open invites of an inviter that have not expired: those that never do, and those that will.
+/// The open invites of an inviter that have not expired: those that never do, and those that will. Only what is asked for in
+/// the order of the index is certain to be read by it: PostgreSQL may hope to find as many by reading everything.
 pub(super) const COUNT_MADE: &str = "SELECT count(*) FROM (\
-	SELECT 1 FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND expires IS NULL \
-	AND ended_at IS NULL \
-	UNION ALL SELECT 1 FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND expires >= ?3 \
-	AND ended_at IS NULL LIMIT ?4) AS made";
+	SELECT 1 FROM (SELECT 1 FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 AND expires IS NULL \
+	AND ended_at IS NULL ORDER BY expires, created_at LIMIT ?4) AS lasting \
+	UNION ALL SELECT 1 FROM (SELECT 1 FROM invite INDEXED BY invite_inviter_open WHERE host = ?1 AND inviter = ?2 \
+	AND expires >= ?3 AND ended_at IS NULL ORDER BY expires LIMIT ?4) AS expiring LIMIT ?4) AS made";
 
 /// The same of those that were made after a moment.
 pub(super) const COUNT_MADE_AFTER: &str = "SELECT count(*) FROM (\
 	SELECT 1 FROM invite INDEXED BY invite_inviter WHERE host = ?1 AND inviter = ?2 AND created_at > ?5 \
-	AND ended_at IS NULL AND (expires IS NULL OR expires >= ?3) LIMIT ?4) AS made";
+	AND ended_at IS NULL AND (expires IS NULL OR expires >= ?3) ORDER BY created_at LIMIT ?4) AS made";
 
 pub(super) const NEWEST_OF_INVITER: &str =
 	"SELECT created_at FROM invite WHERE host = ?1 AND inviter = ?2 ORDER BY created_at DESC LIMIT ?3";

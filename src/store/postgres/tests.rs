@@ -652,6 +652,61 @@ fn what_was_cut_off_before_the_commit_keeps_its_locks_for_no_longer_than_the_dea
 	assert!(asked.elapsed() < DEADLINE / 3);
 }
 
+/// Invites of whom half were made by, are for or are about one user, and as many endings; and what is known of them.
+const MANY_ROWS: [&str; 3] = [
+	"INSERT INTO invite (host, digest, type, kind, username, allow_registration, created_at, expires, max_uses, inviter) \
+	 SELECT 'example.com', sha256(i::text::bytea), CASE kind WHEN 'contact' THEN 'roster' ELSE 'register' END, kind, name, true, \
+	 i, CASE WHEN i % 3 > 0 THEN i + 1000000 END, 1, name FROM (SELECT i, \
+	 (ARRAY['account', 'contact', 'group', 'reset'])[i % 4 + 1] AS kind, \
+	 CASE WHEN i / 4 % 2 = 0 THEN 'juliet' ELSE 'user' || i / 20 END AS name FROM generate_series(1, 20000) AS i) AS made",
+	"INSERT INTO ending (host, username, scope, at, made_until, ended, due) \
+	 SELECT 'example.com', 'user' || i, 'made', i, i, 0, i FROM generate_series(1, 20000) AS i",
+	"ANALYZE",
+];
+
+#[test]
+fn what_the_end_of_many_picks_is_found_by_an_index_beside_many_rows() {
+	let store = open(&new_database());
+	let of_user = "'example.com', 'juliet'";
+	// Those with a limit take the first of an index, and read no others.
+	let statements = [
+		(sql::MADE_BY, format!("{of_user}, 15000, 50"), true),
+		(sql::CONTACT_OF, format!("{of_user}, 15000, 50"), true),
+		(sql::RESET_OF, format!("{of_user}, 15000, 50"), true),
+		(sql::ENDINGS_DUE, "'example.com', 500, 8".to_owned(), true),
+		(sql::BOUND_IN_ORDER, "'example.com', 'user500'".to_owned(), false),
+		(sql::ENDINGS_OF, of_user.to_owned(), false),
+		(sql::COUNT_MADE, format!("{of_user}, 5, 10"), false),
+		(sql::COUNT_MADE_AFTER, format!("{of_user}, 5, 10, 15000"), false),
+		(sql::NEWEST_OF_INVITER, format!("{of_user}, 10"), true),
+	];
+	let mut wrong = Vec::new();
+	store
+		.connection
+		.call("testing", |wire| {
+			for statement in MANY_ROWS {
+				wire.query(statement, &[])?;
+			}
+			// As the server plans it for these words, and for whatever words may come.
+			for mode in ["force_custom_plan", "force_generic_plan"] {
+				wire.query(String::leak(format!("SET plan_cache_mode = {mode}")), &[])?;
+				for (statement, params, is_in_order) in &statements {
+					wire.query(String::leak(format!("PREPARE asked AS {statement}")), &[])?;
+					let plan = wire.query(String::leak(format!("EXPLAIN EXECUTE asked ({params})")), &[])?;
+					wire.query("DEALLOCATE asked", &[])?;
+					let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+					let has = |word| plan.iter().any(|step| step.contains(word));
+					if has("Seq Scan on") || !has("Index") || *is_in_order && has("Sort") {
+						wrong.push(format!("{mode} of {statement}: {plan:#?}"));
+					}
+				}
+			}
+			Ok(())
+		})
+		.unwrap();
+	assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn who_holds_lives_whatever_becomes_of_its_session_and_nobody_can_tell_when_it_is_gone() {
 	let url = new_database();

@@ -678,7 +678,8 @@ fn what_is_asked_of_few_invites_is_found_by_an_index_and_not_by_reading_all() {
 			let step: String = row.get("detail").unwrap();
 			let is_of_all = step.ends_with("PRIMARY KEY (host=?)") || step.starts_with("SCAN");
 			// What a subquery has found is read from end to end.
-			if is_of_all && !step.contains(" claim ") && step != "SCAN made" {
+			let is_found = ["SCAN made", "SCAN lasting", "SCAN expiring"].contains(&step.as_str());
+			if is_of_all && !step.contains(" claim ") && !is_found {
 				wrong.push(format!("{statement}: {step}"));
 			}
 		}
