@@ -186,13 +186,22 @@ impl Invites {
 			}
 			Ok(done)
 		};
-		let done = kept(work, |work| self.store.write(doing, &self.host, locks, work))?;
+		let done = kept(work, |work| self.store.write(doing, &self.host, locks, work))
+			.inspect_err(|error| self.note_failure(error))?;
 		self.orphans().retain(|orphan| !orphans.contains(orphan));
 		Ok(done)
 	}
 
 	fn orphans(&self) -> MutexGuard<'_, Vec<Nonce>> {
 		self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+	}
+
+	/// While nobody can write, nobody can show that it lives by renewing its claims: what was not seen meanwhile proves
+	/// nothing.
+	fn note_failure(&self, error: &StoreError) {
+		if matches!(error, StoreError::Unavailable { .. } | StoreError::Unusable { .. }) {
+			self.watch().clear();
+		}
 	}
 
 	fn watch(&self) -> MutexGuard<'_, Watch> {

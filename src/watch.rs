@@ -81,7 +81,7 @@ impl Watch {
 		self.seen.retain(|owner, _| is_there(owner));
 	}
 
-	/// Forgets everything, because a look has failed: what happened then was not seen.
+	/// Forgets everything, because a look has failed, or a renewal may have: what happened then was not seen.
 	pub fn clear(&mut self) {
 		self.seen.clear();
 	}

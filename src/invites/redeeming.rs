@@ -349,8 +349,8 @@ impl Invites {
 		let renewed = super::kept(
 			|rows| rows.renew_claim(nonce),
 			|work| self.store.renew("renewing a claim", self.host(), work),
-		)?;
-		Ok(renewed)
+		);
+		Ok(renewed.inspect_err(|error| self.note_failure(error))?)
 	}
 
 	/// Settles a claim that [`Invites::look_at_claims`] has named. `account` is what was to come out of it: the account

@@ -8,9 +8,10 @@ use std::time::Duration;
 use super::connection::{is_current, version};
 use super::sql::SQLITE_MIGRATIONS as MIGRATIONS;
 use super::*;
-use crate::clock::Stopwatch;
+use crate::clock::{Stopwatch, monotonic};
 use crate::invite::Type;
-use crate::redemption::{Purpose, Redeemed};
+use crate::invites::Invites;
+use crate::redemption::{Claim, Purpose, Redeemed};
 use crate::store::Record;
 use crate::store::conformance::{
 	Uses, claim, inviters_race, made_by, promises, races, redeem_once, released, released_claim, sample,
@@ -482,6 +483,63 @@ fn a_lock_held_too_long_is_waited_for_once_and_then_not_before_a_pause_is_over()
 	other.execute_batch("BEGIN IMMEDIATE").unwrap();
 	store.revoke(&invite.host, &invite.digest, None, None, 1).unwrap_err();
 	assert!(since.elapsed() >= lock_wait, "what succeeded ends the pauses");
+}
+
+/// A process on a database that others use too.
+struct Process {
+	boot: Nonce,
+	store: Arc<SqliteStore>,
+	invites: Invites,
+}
+
+/// Two of them, the first of which has a claim; and what takes the proof away that it lives.
+fn holder_and_looker(path: &Path) -> ([Process; 2], impl Fn()) {
+	let processes = [1, 2].map(|byte| {
+		let (boot, store) = (Nonce::from_bytes([byte; 16]), open(path, Duration::from_millis(50)));
+		let invites = Uses::of(&store, "example.com").of_process(boot);
+		Process { boot, store, invites }
+	});
+	let Process { boot, store, .. } = &processes[0];
+	let invite = Invite { invite_type: Type::Register, username: None, ..sample("example.com", "t") };
+	store.create(&invite).unwrap();
+	let claim = Claim { boot: *boot, ..claim(&invite, Purpose::Account, "romeo", 1) };
+	store.claim(&claim, None, 1).unwrap().unwrap();
+	let file = boots::directory(path).unwrap().join(boot.to_string());
+	(processes, move || std::fs::remove_file(&file).unwrap())
+}
+
+#[test]
+fn whoever_waits_for_the_lock_shows_meanwhile_that_it_lives_and_sees_others() {
+	let (_scratch, path) = scratch();
+	let ([holder, looker], lose_proof) = holder_and_looker(&path);
+	let other = Connection::open(&path).unwrap();
+	other.execute_batch("BEGIN IMMEDIATE").unwrap();
+	for Process { invites, .. } in [&holder, &looker] {
+		invites.revoke(&Digest::of(b"t"), None, None, 1).unwrap_err();
+	}
+	lose_proof();
+	let since = Stopwatch::start();
+	Store::hold(&*holder.store, &holder.boot).unwrap();
+	assert_eq!(looker.store.life("example.com", &holder.boot), Life::Alive);
+	assert_eq!(looker.invites.look_at_claims(&[], monotonic()).unwrap(), []);
+	assert!(since.elapsed() < Duration::from_millis(50), "{:?}", since.elapsed());
+}
+
+#[test]
+fn a_renewal_that_could_not_be_written_is_not_missed() {
+	let (_scratch, path) = scratch();
+	let ([_holder, looker], lose_proof) = holder_and_looker(&path);
+	lose_proof();
+	let start = monotonic();
+	let look =
+		|second| looker.invites.look_at_claims(&[], start + Duration::from_secs(second)).unwrap().len();
+	assert_eq!([look(0), look(30)], [0; 2]);
+	let other = Connection::open(&path).unwrap();
+	other.execute_batch("BEGIN IMMEDIATE").unwrap();
+	looker.invites.revoke(&Digest::of(b"t"), None, None, 1).unwrap_err();
+	other.execute_batch("ROLLBACK").unwrap();
+	// The first would settle it if nothing had failed.
+	assert_eq!([look(60), look(90), look(119), look(120)], [0, 0, 0, 1]);
 }
 
 #[test]
