@@ -120,8 +120,8 @@ impl Checkpointer {
 			(Stopwatch::start(), Stopwatch::start(), None, 0);
 		connection.busy_handler(Some(move |looks| {
 			if looks == 0 {
-				(begun, since, written) =
-					(Stopwatch::start(), Stopwatch::start(), waiting.files.log_written());
+				(begun, since, written, turns) =
+					(Stopwatch::start(), Stopwatch::start(), waiting.files.log_written(), 0);
 			}
 			std::thread::sleep(LOOK_INTERVAL);
 			if waiting.is_emptying.load(Ordering::Relaxed) {

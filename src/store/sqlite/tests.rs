@@ -543,6 +543,39 @@ fn a_renewal_that_could_not_be_written_is_not_missed() {
 }
 
 #[test]
+fn who_has_once_waited_for_one_after_the_other_is_not_held_up_again_by_one_who_keeps_the_lock() {
+	let (_scratch, path) = scratch();
+	let lock_wait = Duration::from_millis(50);
+	let store = open(&path, lock_wait);
+	store.create(&sample("example.com", "t")).unwrap();
+	let revoke = || store.revoke("example.com", &Digest::of(b"t"), None, None, 1);
+	let other = Connection::open(&path).unwrap();
+	other.execute_batch("BEGIN IMMEDIATE; CREATE TABLE other (number INTEGER)").unwrap();
+	std::thread::scope(|threads| {
+		let waiting = threads.spawn(|| {
+			let since = Stopwatch::start();
+			(revoke().is_ok(), since.elapsed())
+		});
+		let since = Stopwatch::start();
+		while since.elapsed() < Duration::from_millis(300) {
+			std::thread::sleep(Duration::from_millis(10));
+			// Whoever waits may be faster.
+			if other.execute_batch("COMMIT; BEGIN IMMEDIATE; INSERT INTO other VALUES (1)").is_err() {
+				break;
+			}
+		}
+		let _ = other.execute_batch("ROLLBACK");
+		let (is_done, waited) = waiting.join().unwrap();
+		assert!(is_done, "it waited for {waited:?}");
+	});
+	other.execute_batch("BEGIN IMMEDIATE").unwrap();
+	revoke().unwrap_err();
+	let since = Stopwatch::start();
+	revoke().unwrap_err();
+	assert!(since.elapsed() < lock_wait, "{:?}", since.elapsed());
+}
+
+#[test]
 fn a_damaged_invite_is_named_by_its_id_and_hides_no_other() {
 	let (_scratch, path) = scratch();
 	let store = open(&path, LOCK_WAIT);
