@@ -83,6 +83,7 @@ faults: machine-test build
 	SPEC_ROUNDS=100 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_faults.py spec/server/test_crash.py \
 		spec/server/test_storm.py
 	SPEC_LEASE=60 SPEC_ROUNDS=20 /usr/bin/python3 -m pytest -n 8 -q spec/server/test_lost_claims.py
+	SPEC_MANY=100000 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_many.py -k restart
 
 fuzz: machine-fuzz build
 	spec/fuzz.sh
