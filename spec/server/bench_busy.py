@@ -83,6 +83,9 @@ ACTIONS = {
     "extend": ("local token = made();", "assert(invites.extend(token, 3600));"),
     "show": ("local token = made();", "assert(invites.show(token));"),
     "why": ("local token = made();", "assert(invites.why(token, user));"),
+    "claims_on and release_claims": (
+        "local token = made();", "assert(invites.claims_on(token) and invites.release_claims(token));",
+    ),
     "branch of one": ("", "assert(invites.branch(user));"),
     "purge, a batch": ("", "assert(invites.purge(86400, 25));"),
     "revoke_inviter, of few": (
