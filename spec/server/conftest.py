@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 import prosody as harness
-from prosody import CHECKOUT, VERSIONS, Prosody
+from prosody import CHECKOUT, STORAGE_VERSIONS, VERSIONS, Prosody
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "matrix(row): the row of the README's table of versions that the test stands for")
+    config.addinivalue_line("markers", "storage: what is tested is the library and its storage, not what Prosody does with it")
 
 
 def version_of(item: pytest.Item) -> str | None:
@@ -31,8 +32,15 @@ def version_of(item: pytest.Item) -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out what spec/matrix/skips.toml names, and tells the table of versions what each test stands for."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what spec/matrix/skips.toml names and what one Prosody shows for all; tells the table of versions what each
+    test stands for.
+    """
+    shown = {
+        item for item in items if item.get_closest_marker("storage") and version_of(item) not in (None, *STORAGE_VERSIONS)
+    }
+    config.hook.pytest_deselected(items=list(shown))
+    items[:] = [item for item in items if item not in shown]
     skips = tomllib.loads((CHECKOUT / "spec" / "matrix" / "skips.toml").read_text())["skip"]
     for item in items:
         version = version_of(item)

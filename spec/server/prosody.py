@@ -31,8 +31,12 @@ try:
     UNPACKED = tuple((CHECKOUT / "target" / "prosody" / "versions").read_text().split())
 except FileNotFoundError:
     sys.exit("No Prosody is unpacked here: spec/machine.sh test does that.")
+_CHOSEN = tuple(os.environ.get("SPEC_VERSIONS", "").split())
 #: Those that the specs run on.
-VERSIONS = tuple(os.environ.get("SPEC_VERSIONS", "").split()) or UNPACKED
+VERSIONS = _CHOSEN or UNPACKED
+#: Those that the specs of the storage run on, for which one Prosody is as good as another: unless some were chosen, as
+#: `make matrix` does, the newest.
+STORAGE_VERSIONS = _CHOSEN or UNPACKED[-1:]
 #: The newest release of the community's modules, for servers that need one which their own release lacks.
 COMMUNITY_MODULES = CHECKOUT / "target" / "prosody" / f"{UNPACKED[-1]}-modules" / "usr/lib/prosody/modules"
 #: `plugin_paths` of a server that runs the `mod_invites` its package brings.

@@ -16,6 +16,8 @@ import pytest
 from client import Refused, login, open_stream
 from prosody import Prosody
 
+pytestmark = pytest.mark.storage
+
 Make = Callable[..., Prosody]
 
 ROUNDS = int(os.environ.get("SPEC_ROUNDS", "3"))

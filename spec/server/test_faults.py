@@ -29,6 +29,8 @@ from postgresql import Postgres
 from prosody import Prosody, ServerFailed
 from test_trouble import OnASmallDisk, as_root, fill_up, locked
 
+pytestmark = pytest.mark.storage
+
 Make = Callable[..., Prosody]
 Breaking = Callable[[Prosody, random.Random], Any]
 

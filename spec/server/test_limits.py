@@ -85,6 +85,7 @@ async def test_of_a_hundred_requests_at_once_as_many_are_granted_as_the_limit_sa
     assert rows(server, "SELECT count(*) FROM invite") == [(10,)]
 
 
+@pytest.mark.storage
 async def test_two_servers_with_one_database_keep_the_limit_together(make: Make) -> None:
     first = make(registered("max_open = 10"))
     second = make(registered("max_open = 10"), config='admin_socket = "second.sock";', data_path=first.data_path)

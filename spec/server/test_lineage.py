@@ -140,6 +140,7 @@ async def test_open_invites_of_one_user_are_revoked_and_no_others(make: Make) ->
     assert rows(server, why) == [("moderation", 1)]
 
 
+@pytest.mark.storage
 async def test_a_branch_of_a_thousand_invites_is_revoked_by_one_command(make: Make) -> None:
     """Three levels: juliet brought ten, each of whom brought nine; all of them have open invites."""
     server = make()

@@ -235,6 +235,7 @@ async def holders_keep_theirs(storage: Storage, rounds: list[Round]) -> None:
 long = pytest.mark.skipif(LEASE < FULL_LEASE, reason="SPEC_LEASE is short")
 
 
+@pytest.mark.storage
 @pytest.mark.parametrize("seconds", [pytest.param(10, marks=long), 66, pytest.param(200, marks=long)])
 async def test_who_is_suspended_keeps_what_it_has_claimed(storage: Storage, seconds: int) -> None:
     async with held_up(storage, LONG_ROUNDS if seconds > 100 else ROUNDS) as rounds:
@@ -244,6 +245,7 @@ async def test_who_is_suspended_keeps_what_it_has_claimed(storage: Storage, seco
         await holders_keep_theirs(storage, rounds)
 
 
+@pytest.mark.storage
 async def test_who_is_cut_off_from_the_storage_keeps_what_it_has_claimed(storage: Storage) -> None:
     async with held_up(storage, ROUNDS) as rounds:
         async with storage.away():
@@ -331,6 +333,7 @@ async def test_a_claim_that_an_operator_has_released_is_redeemed_all_the_same_if
         assert (again.returncode, "nobody is using the invite" in again.stderr) == (1, True)
 
 
+@pytest.mark.storage
 async def test_a_database_that_was_replaced_by_its_backup_takes_nothing_from_an_account(storage: Storage, tmp_path: Path) -> None:
     """It knows the invite, and nothing of the claim on it."""
     if storage.postgres:

@@ -90,6 +90,7 @@ def wait_until(happened: Callable[[], bool], timeout: float = 20) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.storage
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_every_command_serves_people_and_programs(make: Make, running: bool) -> None:
     server = make(start=running)
@@ -140,6 +141,7 @@ def test_every_command_serves_people_and_programs(make: Make, running: bool) -> 
     assert run(server, "purge") == "0 invites were removed from the history of example.com\n"
 
 
+@pytest.mark.storage
 def test_a_listing_is_filtered_and_comes_in_pages(make: Make) -> None:
     server = make(start=False)
     add_user(server, "juliet")

@@ -23,6 +23,8 @@ from client import Refused, Stream, login, open_stream
 from postgresql import Authority, Network, Postgres, with_tls
 from prosody import CHECKOUT, VERSIONS, Prosody
 
+pytestmark = pytest.mark.storage
+
 Make = Callable[..., Prosody]
 
 MODULES = ("register_ibr", "invites", "invites_register", "ping")

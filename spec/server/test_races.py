@@ -238,6 +238,7 @@ async def test_one_token_makes_one_account_while_a_handler_waits(make: Make, con
         await assert_each_round_has(1, [server], contestants)
 
 
+@pytest.mark.storage
 @pytest.mark.parametrize("contest", [field_and_preauth, mixed])
 async def test_one_token_makes_one_account_on_two_servers(
     make_two: Callable[[], tuple[Prosody, Prosody]], contest: Any

@@ -19,6 +19,8 @@ import pytest
 from client import login, open_stream
 from prosody import CHECKOUT, Prosody
 
+pytestmark = pytest.mark.storage
+
 Make = Callable[..., Prosody]
 
 MODULES = ("register_ibr", "invites", "invites_register")

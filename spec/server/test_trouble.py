@@ -20,6 +20,8 @@ import pytest
 from client import Refused, login, open_stream
 from prosody import Prosody
 
+pytestmark = pytest.mark.storage
+
 Make = Callable[..., Prosody]
 
 MODULES = ("register_ibr", "invites", "invites_register")
