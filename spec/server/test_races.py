@@ -39,9 +39,8 @@ SLOW_HANDLER = """
     end, -10);
 """
 
-#: What those are told that come too late, as long as the winner is not done and afterwards; and to wait, by a server that has
-#: waited 50 ms for the lock while the other one's disk was slower than that.
-TOO_LATE = {"resource-constraint", "forbidden", "internal-server-error"}
+#: What those are told that come too late, as long as the winner is not done and afterwards.
+TOO_LATE = {"resource-constraint", "forbidden"}
 
 
 @pytest.fixture
@@ -133,7 +132,6 @@ class OnTheWeb:
         for sentence, outcome in {
             "Congratulations": "registered",
             "used right now": "resource-constraint",
-            "cannot be checked": "internal-server-error",
             "used already": "forbidden",
             " 303 ": "forbidden",
         }.items():
