@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use divan::{Bencher, black_box};
+use prosody_invites::attempts::Attempt;
 use prosody_invites::clock::Timestamp;
 use prosody_invites::invite::{Invite, Type};
-use prosody_invites::invites::{Attempt, Invites, Request};
+use prosody_invites::invites::{Invites, Request};
 use prosody_invites::redemption::Purpose;
 use prosody_invites::store::memory::MemoryStore;
 use prosody_invites::store::sqlite::SqliteStore;

@@ -593,7 +593,7 @@ describe("a failure", function ()
 		assert_failure("misuse", handle:claim({ token = used, purpose = "fun" }));
 		assert_failure("misuse", handle:redeem(attempt_of(used), "half a claim"));
 		assert_failure("misuse", handle:release("half a claim"));
-		assert_failure("misuse", handle:renew("half a claim"));
+		assert_failure("misuse", handle:forget("half a claim"));
 		assert_failure("misuse", handle:prepare({ type = "postal", ttl = 60 }));
 		for _, ttl in ipairs({ 0, -1, 0.5, 0 / 0, 1e300, "soon", {}, print, true }) do
 			local text = assert_failure("bad-request", handle:prepare({ type = "register", ttl = ttl }));
@@ -609,7 +609,6 @@ describe("a failure", function ()
 		reset.account = "disabled";
 		assert_failure("not-allowed", handle:prepare(reset));
 		assert.is_false(handle:release(NONCE));
-		assert.is_false(handle:renew(NONCE));
 		assert.is_false(handle:revoke("unknown"));
 		assert.equal("romeo", handle:revoke(contact).username);
 		assert.is_false(handle:revoke(contact));
@@ -619,12 +618,13 @@ describe("a failure", function ()
 		local handle = open({ path = directory.."/missing/invites.sqlite3" });
 		local invite, draft = prepare(handle);
 		local attempt = attempt_of("x");
-		local claim = { digest = ("x"):rep(32), nonce = NONCE, boot = NONCE, purpose = "account", renewals = 0 };
+		-- Not the one that is redeemed: that is under way from then on.
+		local claim = { digest = ("x"):rep(32), nonce = ("s"):rep(16), boot = NONCE, purpose = "account", renewals = 0 };
 		for name, args in pairs({
 			save = { invite, draft }, get = { "x" }, info = { "account", "x" }, look = { "x" }, revoke = { "x" },
 			confirm = { "x", { nurse = "missing" } }, claim = { attempt }, redeem_at_once = { attempt };
-			redeem = { attempt, NONCE }, release = { NONCE }, renew = { NONCE }, settle = { claim, "missing" };
-			look_at_claims = { {} }, claims_on = { "x" }, release_claims = { "x" };
+			redeem = { attempt, NONCE }, release = { NONCE }, settle = { claim, "missing" };
+			look_at_claims = {}, claims_on = { "x" }, release_claims = { "x" };
 			check_name = { "juliet" }, retire_depending = { "juliet" }, retire_resets = { "juliet" },
 			end_expired = {}, pending_invites = { "account" },
 		}) do
@@ -729,7 +729,6 @@ describe("a claim", function ()
 		assert.equal("token-busy", select(2, handle:claim(attempt(token, "romeo"))));
 		assert.equal("token-busy", select(2, handle:redeem_at_once(attempt(token, "romeo"))));
 		assert.equal("token-busy", select(2, handle:check_name("juliet")));
-		assert.is_true(handle:renew(claim));
 		assert.is_true(handle:release(claim));
 		assert.is_false(handle:release(claim));
 		assert.is_true(handle:check_name("juliet"));
@@ -760,17 +759,29 @@ describe("a claim", function ()
 	it("that nobody holds is to be settled after a lease of looks", function ()
 		local handle = open({ lease = 0.05 });
 		local token = create(handle).token;
-		local held, left = assert(handle:claim(attempt(token, "juliet"))), create(handle).token;
-		assert(handle:claim(attempt(left, "romeo")));
-		assert.same({}, handle:look_at_claims({ held }));
+		assert(handle:claim(attempt(token, "juliet")));
+		handle:forget(assert(handle:claim(attempt(create(handle).token, "romeo"))));
+		assert.same({}, handle:look_at_claims());
 		local claims, began = {}, os.clock();
 		while not claims[1] do
-			claims = handle:look_at_claims({ held });
+			claims = handle:look_at_claims();
 			assert.is_true(os.clock() - began < 10);
 		end
 		assert.same({ 1, "romeo" }, { #claims, claims[1].invitee });
 		assert.equal(1, handle:settle(claims[1], "active").uses);
 		assert.is_true(handle:settle(claims[1], "active"));
+	end);
+
+	it("is released by a review once its coroutine waits for nothing any more", function ()
+		local handle = open({ host = "review.example" });
+		local token = create(handle).token;
+		local claim = assert(handle:claim(attempt(token, "juliet")));
+		local nothing = { over = {}, used = {}, lost = {}, ended = {}, problems = {}, is_idle = false };
+		assert.same(nothing, handle:review({ claim }, true));
+		assert.equal("token-busy", select(2, handle:claim(attempt(token, "romeo"))));
+		nothing.over, nothing.is_idle = { claim }, true;
+		assert.same(nothing, handle:review({}, true));
+		assert.truthy(handle:claim(attempt(token, "romeo")));
 	end);
 
 	it("takes the place of the one that its holder names", function ()

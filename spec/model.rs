@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use prosody_invites::attempts::Attempt;
 use prosody_invites::clock::{Stopwatch, Timestamp, monotonic};
 use prosody_invites::error::InviteError;
 use prosody_invites::invite::{Invite, Type};
-use prosody_invites::invites::{Attempt, Invites, Request};
+use prosody_invites::invites::{Invites, Request};
 use prosody_invites::redemption::{Account, Claim, LEASE, Purpose};
 use prosody_invites::store::Store;
 use prosody_invites::store::memory::MemoryStore;
@@ -331,10 +332,9 @@ impl Run<'_> {
 
 	/// The claims of the dead, after so many looks that it is proved.
 	fn watched(&mut self) -> Vec<Claim> {
-		let held: Vec<Nonce> = self.nonces.iter().map(|(_, nonce)| *nonce).collect();
 		let mut settled = Vec::new();
 		for second in (0..=LEASE.unsigned_abs()).step_by(20) {
-			settled = self.invites.look_at_claims(&held, self.mono + Duration::from_secs(second)).unwrap();
+			settled = self.invites.look_at_claims(self.mono + Duration::from_secs(second)).unwrap();
 		}
 		// So that the next looks begin anew: of these, some may have come before the database saw who is dead.
 		self.mono += Duration::from_secs(3600);
@@ -485,7 +485,7 @@ impl Run<'_> {
 				}
 				let name = NAMES[inviter];
 				let ended = if is_deleted {
-					self.invites.retire_depending(name, None, now)
+					self.invites.retire_depending(name, now)
 				} else {
 					self.invites.revoke_inviter(name, false, None, None, now)
 				};

@@ -11,10 +11,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use prosody_invites::attempts::Attempt;
 use prosody_invites::clock;
 use prosody_invites::error::InviteError;
 use prosody_invites::invite::Type;
-use prosody_invites::invites::{Attempt, Invites, Request};
+use prosody_invites::invites::{Invites, Request};
 use prosody_invites::redemption::Purpose;
 #[cfg(feature = "postgres")]
 use prosody_invites::store::postgres::PostgresStore;

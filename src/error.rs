@@ -125,4 +125,11 @@ impl InviteError {
 			Self::Random(_) | Self::Store(_) => "internal-server-error",
 		}
 	}
+
+	/// Whether the same may succeed later: it is this server that failed, and it said nothing about the invite.
+	#[must_use]
+	pub const fn may_pass(&self) -> bool {
+		matches!(self, Self::Random(_) | Self::Store(_))
+			&& !matches!(self, Self::Store(StoreError::Unsupported { .. }))
+	}
 }

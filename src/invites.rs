@@ -10,20 +10,23 @@ mod ending;
 mod finding;
 mod making;
 mod redeeming;
+mod reviewing;
 
 pub use self::ending::{Ended, EndedMore};
+pub use self::reviewing::Review;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::Duration;
 
+use crate::attempts::{Attempts, UnderWay};
 use crate::clock::Timestamp;
 use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
 use crate::lineage::Member;
-use crate::redemption::{Account, LEASE, Purpose, supersedes};
+use crate::redemption::{Account, LEASE, supersedes};
 use crate::store::{Carries, Endings, Lock, Members, Pick, Rows, Store, StoreError, TxError, Work};
 use crate::token::{Digest, Nonce};
 use crate::value::MAX_ATTACHED;
@@ -48,19 +51,6 @@ pub struct Request {
 	pub max_uses: Option<u32>,
 }
 
-/// Somebody tries to redeem an invite.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-	/// The invite.
-	pub digest: Digest,
-	/// What for.
-	pub purpose: Purpose,
-	/// As [`Claim::invitee`](crate::redemption::Claim::invitee).
-	pub invitee: Option<String>,
-	/// The accounts that the invite depends on ([`Invite::depends_on`]).
-	pub depends_on: Vec<(String, Account)>,
-}
-
 /// What the store keeps of the tokens of pending invites (option `invite_token_at_rest`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AtRest {
@@ -82,25 +72,22 @@ pub struct Invites {
 	store: Arc<dyn Store>,
 	at_rest: AtRest,
 	batch: usize,
-	/// Claims that nobody holds, and that may be there all the same: the call that made or released them failed.
-	orphans: Arc<Mutex<Vec<Nonce>>>,
 	/// None: the name of this process.
 	boot: Option<Nonce>,
-	watch: Arc<Mutex<Watch>>,
+	under_way: Arc<UnderWay>,
 }
 
 impl Invites {
 	/// The invites of `host`, as Prosody writes it, in `store`.
 	pub fn new(host: String, store: Arc<dyn Store>) -> Self {
-		let watch = Arc::new(Mutex::new(Watch::new(Duration::from_secs(LEASE.unsigned_abs()))));
+		let lease = Duration::from_secs(LEASE.unsigned_abs());
 		Self {
 			host,
 			store,
 			at_rest: AtRest::Plain,
 			batch: ending::BATCH,
-			orphans: Arc::default(),
 			boot: None,
-			watch,
+			under_way: Arc::new(UnderWay::new(lease)),
 		}
 	}
 
@@ -110,10 +97,10 @@ impl Invites {
 		Self { boot: Some(boot), ..self }
 	}
 
-	/// The same, going on with what somebody else has seen of the owners of claims.
+	/// The same, going on with what is under way.
 	#[must_use]
-	pub fn watching(self, watch: Arc<Mutex<Watch>>) -> Self {
-		Self { watch, ..self }
+	pub fn going_on_with(self, under_way: Arc<UnderWay>) -> Self {
+		Self { under_way, ..self }
 	}
 
 	/// The same, keeping so much of the tokens.
@@ -177,7 +164,7 @@ impl Invites {
 		locks: &[Lock<'_>],
 		mut work: impl FnMut(&mut dyn Rows) -> Result<T, TxError>,
 	) -> Result<T, StoreError> {
-		let orphans = self.orphans().clone();
+		let orphans = self.attempts().orphans().to_vec();
 		let work = |rows: &mut dyn Rows| {
 			let done = work(rows)?;
 			// Last: whoever waits for one of these claims has locked what the work locks.
@@ -188,12 +175,12 @@ impl Invites {
 		};
 		let done = kept(work, |work| self.store.write(doing, &self.host, locks, work))
 			.inspect_err(|error| self.note_failure(error))?;
-		self.orphans().retain(|orphan| !orphans.contains(orphan));
+		self.attempts().adopt(&orphans);
 		Ok(done)
 	}
 
-	fn orphans(&self) -> MutexGuard<'_, Vec<Nonce>> {
-		self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+	fn attempts(&self) -> MutexGuard<'_, Attempts> {
+		self.under_way.attempts()
 	}
 
 	/// While nobody can write, nobody can show that it lives by renewing its claims: what was not seen meanwhile proves
@@ -205,7 +192,7 @@ impl Invites {
 	}
 
 	fn watch(&self) -> MutexGuard<'_, Watch> {
-		self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+		self.under_way.watch()
 	}
 
 	/// How long somebody is watched who gives no sign of life.
@@ -358,6 +345,8 @@ fn boot() -> Result<Nonce, InviteError> {
 #[cfg(test)]
 mod tests {
 	use super::*;
+	use crate::attempts::Attempt;
+	use crate::redemption::Purpose;
 	use crate::store::memory::MemoryStore;
 	use crate::token::Token;
 	use crate::value::{Fields, Value};
@@ -449,14 +438,14 @@ mod tests {
 		invites.set_paused(&other.digest(), true).unwrap();
 		assert_eq!(invites.claims().unwrap(), []);
 		lose_a_claim();
-		invites.clone().release_left().unwrap();
+		invites.release_orphans().unwrap();
 		assert_eq!(invites.claims().unwrap(), []);
 		lose_a_claim();
 		let nonce = invites.claim(attempt(&token, "eve"), None, NOW).unwrap().unwrap();
 		store.lose_the_next();
 		assert_eq!(condition(invites.release(&nonce)), "internal-server-error");
 		assert!(invites.claim(attempt(&token, "bob"), None, NOW).is_ok(), "it is released all the same");
-		assert_eq!(invites.orphans().len(), 0);
+		assert_eq!(invites.attempts().orphans(), []);
 	}
 
 	#[test]

@@ -24,6 +24,7 @@
 //! redeemed, [`store`] for what a store must do, and [`store::sqlite`] for how it does; [`transfer`] takes invites from one
 //! store to another.
 
+pub mod attempts;
 pub mod bad_tokens;
 pub mod check;
 pub mod cli;

@@ -16,13 +16,6 @@ local st = compat.lib("util.stanza");
 
 local xmlns_preauth = "urn:xmpp:pars:0";
 
--- Seconds between two looks at attempts that wait for something.
-local REVIEW_INTERVAL = 0.1;
-
--- Looks between two tries to redeem while the storage fails: at first, and at most. Each may hold the server up, so one
--- of those that wait is tried for all.
-local FIRST_RETRY, LAST_RETRY = 10, 40;
-
 -- What somebody who registers is told: type and condition of the error, and a sentence; in some a name stands for "%s".
 local REFUSALS = {
 	["token-invalid"] = { "cancel", "forbidden", "This invitation has been used already, or was revoked" };
@@ -50,10 +43,11 @@ local REFUSALS = {
 };
 
 -- Attempts that hold a claim, by its nonce: { nonce, token, purpose, invitee, invite, holder, runner, thread,
--- was_missing }, and how they go on; `was_missing`: it was proved that there was no account of this name.
+-- was_missing }; `was_missing`: it was proved that there was no account of this name. What becomes of their claims is
+-- decided in the library.
 local attempts;
 -- The attempt of a holder (a stream, or else a validated invite), and the invites that were redeemed: one preauth is
--- good for one registration. Nobody ends an attempt but its own coroutine, or the review when that is over.
+-- good for one registration. Nobody ends an attempt but its own coroutine, or a review when that is over.
 local attempt_of, redeemed;
 
 -- What is known of a validated invite besides what its holder sees and may change: { depends_on, is_reset }.
@@ -94,18 +88,7 @@ end
 function redemption.hook(library, handle, validate, form, report, count_refusal, count_lost, end_soon)
 	local kept = under_way(library);
 	attempts, attempt_of, redeemed = kept.attempts, kept.attempt_of, kept.redeemed;
-	-- What happened to accounts while the storage failed, and ends invites: { method, username, at }, each once.
-	local late = kept.late or {};
-	kept.late = late;
 	local is_reviewing = false;
-	local retry_pause, looks_since_failure = FIRST_RETRY, 0;
-
-	-- Seconds between two looks for claims that are to be settled, and reviews between two signs of life.
-	local settle_interval = handle:lease() / 3;
-	local reviews_per_renewal = math.max(1, math.floor(settle_interval / REVIEW_INTERVAL));
-
-	-- Whether there may be claims that nobody holds, for the storage failed when they were made or released.
-	local is_any_left = false;
 
 	local function fire(event_name, summary, more)
 		for k, v in pairs(more or {}) do
@@ -143,14 +126,12 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 	-- Settles the claims of servers that are proved to have died, or of which nothing was seen for a lease, and our own
 	-- that no attempt holds. Whether there were any.
 	local function settle_claims()
-		local held = {};
-		for nonce in pairs(attempts) do table.insert(held, nonce); end
 		-- A storage that fails says so to whoever wants something of it.
-		local claims = handle:look_at_claims(held);
+		local claims = handle:look_at_claims();
 		local is_any_settled = false;
 		for _, claim in ipairs(claims or {}) do
 			local outcome = outcome_of(claim, claim.inviter); -- may wait
-			if not attempts[claim.nonce] then is_any_settled = settle(claim, outcome) or is_any_settled; end
+			is_any_settled = settle(claim, outcome) or is_any_settled;
 		end
 		return is_any_settled;
 	end
@@ -158,7 +139,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 	-- Looks after the claims of others, and after our own that nobody holds: the seconds until that is to be done again.
 	function redemption.settle()
 		settle_claims();
-		return settle_interval;
+		return handle:lease() / 3;
 	end
 
 	-- Calls a method of the handle, and once more if claims could be settled that were in its way. If the invite depends
@@ -186,44 +167,35 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 
 	local function release(attempt)
 		forget(attempt);
-		local released, condition, text = handle:release(attempt.nonce);
-		if released == nil and condition == "internal-server-error" then
-			report(text);
-			is_any_left, looks_since_failure = true, 0;
-		end
+		local released, _, text = handle:release(attempt.nonce);
+		if released == nil then report(text); end
 	end
 
-	-- Leaves an attempt to the review: the account is there, so neither what its stream does next nor a deletion ends it.
-	local function leave_to_review(attempt)
+	-- Leaves an attempt to the reviews: the account is there, so neither what its stream does next nor a deletion ends it.
+	local function leave_to_reviews(attempt)
 		if attempt.holder and attempt_of[attempt.holder] == attempt then attempt_of[attempt.holder] = nil; end
-		attempt.runner, attempt.thread = nil, nil;
+		attempt.runner, attempt.thread, attempt.is_made = nil, nil, true;
 	end
 
 	-- Somebody else has the use that an attempt had claimed, and what it has made stays.
-	local function report_lost(attempt, lost)
+	local function report_lost(invitee, lost)
 		module:log("error", "%s has used the invite %s, but %s: nothing of what it promised is given",
-			attempt.invitee or "Somebody", lost.id, lost.text);
+			invitee or "Somebody", lost.id, lost.text);
 		count_lost("kept");
 	end
 
-	-- Turns the claim of an attempt into a use: true, nil if that will be tried again, or false if the claim was lost, and
-	-- what is known of that: { id, text, is_taken_back }.
+	-- Turns the claim of an attempt into a use: true, nil if a review will try that again, or false if the claim was lost,
+	-- and what is known of that: { id, text, is_taken_back }.
 	local function redeem(attempt, source)
 		if type(source) ~= "string" then source = nil; end
 		local is_heard = compat.is_heard("invite-used");
 		local summary, condition, text, lost = handle:redeem(attempt, attempt.nonce, source, is_heard);
 		if condition == "internal-server-error" then
-			if attempt.is_to_redeem then
-				retry_pause = math.min(retry_pause * 2, LAST_RETRY);
-			else
-				report(text);
-			end
-			attempt.is_to_redeem, attempt.source = true, source;
-			leave_to_review(attempt);
-			looks_since_failure = 0;
+			report(text);
+			leave_to_reviews(attempt);
+			kept.review_soon();
 			return nil;
 		end
-		retry_pause = FIRST_RETRY;
 		forget(attempt);
 		if not summary then
 			lost = lost or { id = "of an unknown id" };
@@ -241,87 +213,56 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		return compat.is_waiting(attempt.runner, attempt.thread);
 	end
 
-	local function review_attempt(attempt)
-		attempt.reviews = (attempt.reviews or 0) + 1;
-		if attempt.is_to_redeem then
-			if looks_since_failure < retry_pause then return; end
-			local is_redeemed, lost = redeem(attempt, attempt.source);
-			-- Its account is not taken back: it may have been in use for a while.
-			if is_redeemed == false then report_lost(attempt, lost); end
-		elseif is_waiting(attempt) then
-			if attempt.reviews < (attempt.next_renewal or reviews_per_renewal) then return; end
-			local _, condition = handle:renew(attempt.nonce);
-			-- A storage that is back is to know soon that we are here.
-			local pause = condition and math.min(FIRST_RETRY, reviews_per_renewal) or reviews_per_renewal;
-			attempt.next_renewal = attempt.reviews + pause;
-		else
-			release(attempt);
-		end
-	end
-
-	-- Ends the invites that end with something that happened to an account, by this method of the handle: now, or `at` an
-	-- earlier time. If the storage fails, that is tried again, with the time at which it happened: a name may have another
-	-- owner by then, and what was made since is not touched. Whether it is done.
-	local function end_invites(method, username, at)
-		local ended, is_more, text = handle[method](handle, username, at);
-		if not ended then
-			if not at then
-				report(text);
-				late[method.." "..username] = { method = method, username = username, at = handle:now() };
-				looks_since_failure = 0;
-				kept.review_soon();
-			end
-			return false;
-		end
-		if method == "retire_depending" and is_more then
+	-- Tells of the end of a user's invites, which may be more than were revoked at once.
+	local function tell_ended(username, is_deleted, revoked, is_more)
+		if is_deleted and is_more then
 			module:log("info", "The account %s was deleted: the open invites that depended on it are not good any more, and are "
 				.."being revoked", username);
-		elseif method == "retire_depending" and ended[1] then
-			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked", username, #ended);
+		elseif is_deleted and revoked[1] then
+			module:log("info", "The account %s was deleted: %d open invites that depended on it were revoked", username,
+				#revoked);
 		end
-		for _, summary in ipairs(ended) do
+		for _, summary in ipairs(revoked) do
 			fire("invite-revoked", summary);
 		end
 		if is_more then end_soon(); end
-		return true;
 	end
 
-	-- Whether all is done.
-	local function end_late()
-		local key, event = next(late);
-		while key do
-			if not end_invites(event.method, event.username, event.at) then return false; end
-			late[key] = nil;
-			key, event = next(late);
-		end
-		return true;
+	-- Ends the invites that end with what has just happened to an account: those that depend on it, or its resets.
+	local function end_invites(username, is_deleted)
+		local method = is_deleted and handle.retire_depending or handle.retire_resets;
+		local revoked, is_more, text = method(handle, username);
+		if revoked then return tell_ended(username, is_deleted, revoked, is_more); end
+		report(text);
+		kept.review_soon();
 	end
 
 	local function review()
-		-- A copy: what is done for one may begin or end another.
-		local all = {};
-		for _, attempt in pairs(attempts) do table.insert(all, attempt); end
-		looks_since_failure = looks_since_failure + 1;
-		for _, attempt in ipairs(all) do
-			protected.call("Looking after the claim of a registration failed and is tried again", review_attempt, attempt);
+		local waiting = {};
+		for nonce, attempt in pairs(attempts) do
+			if is_waiting(attempt) then table.insert(waiting, nonce); end
 		end
-		if (is_any_left or next(late)) and looks_since_failure >= retry_pause then
-			local _, condition = handle:release_left();
-			is_any_left = condition == "internal-server-error" or not end_late();
-			retry_pause = is_any_left and math.min(retry_pause * 2, LAST_RETRY) or FIRST_RETRY;
-			looks_since_failure = 0;
+		local done = handle:review(waiting, compat.is_heard("invite-used"));
+		for _, nonce in ipairs(done.over) do
+			if attempts[nonce] then forget(attempts[nonce]); end
 		end
-		is_reviewing = is_any_left or next(attempts) ~= nil or next(late) ~= nil;
-		return is_reviewing and REVIEW_INTERVAL or nil;
+		for _, text in ipairs(done.problems) do report(text); end
+		for _, summary in ipairs(done.used) do fire("invite-used", summary); end
+		-- Their accounts are not taken back: they may have been in use for a while.
+		for _, lost in ipairs(done.lost) do report_lost(lost.invitee, lost); end
+		for _, ended in ipairs(done.ended) do
+			tell_ended(ended.username, ended.is_deleted, ended.revoked, ended.is_more);
+		end
+		is_reviewing = not done.is_idle;
+		return is_reviewing and handle:review_interval() or nil;
 	end
 
-	-- Begins to review, unless that is done already. Called through `kept`: the timers of an instance that a reload has
-	-- replaced are over.
+	-- Begins to review what is under way, unless that is done already. Called through `kept`: the timers of an instance
+	-- that a reload has replaced are over.
 	function kept.review_soon()
-		if (is_any_left or next(attempts) or next(late)) and not is_reviewing then
-			is_reviewing = true;
-			protected.timer(0, "Looking after the claims of registrations", review, 1);
-		end
+		if is_reviewing then return; end
+		is_reviewing = true;
+		protected.timer(0, "Looking after the claims of registrations", review, 1);
 	end
 
 	-- Claims an invite for somebody: the attempt, or nil and why not. False for a contact who is among its redemptions and
@@ -340,10 +281,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		if replaced then forget(replaced); end
 		if nonce == false then return false; end
 		if not nonce then
-			if condition == "internal-server-error" then
-				is_any_left, looks_since_failure = true, 0;
-				kept.review_soon();
-			end
+			if condition == "internal-server-error" then kept.review_soon(); end
 			return nil, condition;
 		end
 		attempt.nonce, attempt.depends_on, attempt.replaced = nonce, nil, nil;
@@ -594,7 +532,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			clear_validated_invite(event);
 			return true;
 		elseif lost then
-			report_lost(attempt, lost);
+			report_lost(attempt.invitee, lost);
 			clear_validated_invite(event);
 		else
 			module:log("error", "The account %s was made with an invite that is not good for it any more; it gets nothing of "
@@ -616,7 +554,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			wanted.nonce = nonce;
 			attempts[nonce] = wanted;
 			local is_redeemed, lost = redeem(wanted, source);
-			if is_redeemed == false then report_lost(wanted, lost); end
+			if is_redeemed == false then report_lost(wanted.invitee, lost); end
 			return is_redeemed ~= false;
 		end
 		wanted.depends_on = about.depends_on and compat.account_states(about.depends_on);
@@ -653,7 +591,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		local ret = after_account_change(handlers, event_name, event);
 		local username = type(event) == "table" and event.username or event;
 		username = type(username) == "string" and nodeprep(username);
-		if username then end_invites("retire_resets", username); end
+		if username then end_invites(username, false); end
 		return ret;
 	end, take_promise_away);
 
@@ -661,7 +599,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 		if event.host ~= module.host then return; end
 		-- This very password was set by a reset (13.0.2 and later say so), which is yet to be redeemed.
 		if own_attempt(event.username) then return; end
-		end_invites("retire_resets", event.username);
+		end_invites(event.username, false);
 	end);
 
 	protected.hook_global("user-deleted", function (event)
@@ -674,7 +612,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			if other.invite and other.invite.inviter == event.username then other.is_inviter_deleted = true; end
 			if other.invitee == event.username then other.was_missing = nil; end -- whose is the one that is there next?
 		end
-		end_invites("retire_depending", event.username);
+		end_invites(event.username, true);
 	end);
 
 	--- presenting a token before registering (XEP-0445)
@@ -734,7 +672,7 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 			and (attempt.invite == invite or request and request.attempt == attempt) then
 				local is_redeemed, lost = redeem(attempt, attempt.purpose == "contact" and "presence" or nil);
 				if is_redeemed == false then
-					report_lost(attempt, lost);
+					report_lost(attempt.invitee, lost);
 					return nil, "token-used";
 				end
 				redeemed[invite] = true;
@@ -751,13 +689,13 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 
 	--- reloading
 
-	-- Releases what the review would have released in a moment: attempts that have ended, while everything that they did
-	-- was seen. A coroutine that runs, or has resumed this one, has not ended.
+	-- Releases what a review would have released in a moment: attempts that have ended, while everything that they did was
+	-- seen. A coroutine that runs, or has resumed this one, has not ended.
 	function redemption.unload()
 		for _, attempt in pairs(attempts) do
 			local status = attempt.thread and coroutine.status(attempt.thread);
 			local has_ended = (status == "suspended" or status == "dead") and not is_waiting(attempt);
-			if has_ended and not attempt.is_to_redeem then release(attempt); end
+			if has_ended and not attempt.is_made then release(attempt); end
 		end
 	end
 
@@ -770,7 +708,10 @@ function redemption.hook(library, handle, validate, form, report, count_refusal,
 
 	if not kept.is_reload then
 		for _, attempt in pairs(attempts) do
-			if not attempt.is_to_redeem and not is_waiting(attempt) then forget(attempt); end
+			if not attempt.is_made and not is_waiting(attempt) then
+				forget(attempt);
+				handle:forget(attempt.nonce);
+			end
 		end
 	end
 	kept.is_reload = nil;

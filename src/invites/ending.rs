@@ -82,33 +82,36 @@ impl Invites {
 		})?)
 	}
 
-	/// Revokes the open invites that depend on this account, which was deleted: now, or earlier, if nobody could be told
-	/// then.
-	pub fn retire_depending(
-		&self,
-		username: &str,
-		earlier: Option<Timestamp>,
-		now: Timestamp,
-	) -> Result<Ended, InviteError> {
-		let users = [username.to_owned()];
-		Ok(self.end_many(
-			&users,
-			Scope::Depending,
-			Reason { why: Some(ACCOUNT_GONE), by: None },
-			earlier,
-			now,
-		)?)
+	/// Revokes the open invites that depend on this account, which was deleted just now. Where the store fails, a
+	/// [review](Invites::review) does that.
+	pub fn retire_depending(&self, username: &str, now: Timestamp) -> Result<Ended, InviteError> {
+		self.end_now(Scope::Depending, username, now)
 	}
 
-	/// Revokes the open password resets of this account, whose password was changed: now, or earlier as above.
-	pub fn retire_resets(
+	/// Revokes the open password resets of this account, whose password was changed just now; as above.
+	pub fn retire_resets(&self, username: &str, now: Timestamp) -> Result<Ended, InviteError> {
+		self.end_now(Scope::Resets, username, now)
+	}
+
+	fn end_now(&self, scope: Scope, username: &str, now: Timestamp) -> Result<Ended, InviteError> {
+		let ended = self.end_for(scope, username, None, now);
+		if ended.is_err() {
+			self.attempts().end_later(scope, username.to_owned(), now);
+		}
+		ended
+	}
+
+	/// Ends invites of a user for something that happens to the account now, or has happened earlier.
+	pub(crate) fn end_for(
 		&self,
+		scope: Scope,
 		username: &str,
 		earlier: Option<Timestamp>,
 		now: Timestamp,
 	) -> Result<Ended, InviteError> {
+		let why = if scope == Scope::Resets { CHANGED } else { ACCOUNT_GONE };
 		let users = [username.to_owned()];
-		Ok(self.end_many(&users, Scope::Resets, Reason { why: Some(CHANGED), by: None }, earlier, now)?)
+		Ok(self.end_many(&users, scope, Reason { why: Some(why), by: None }, earlier, now)?)
 	}
 
 	/// Revokes the open invites of an inviter, and of everybody in the inviter's branch if that is asked for.

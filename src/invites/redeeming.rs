@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::ending::ACCOUNT_GONE;
 use super::finding::check;
-use super::{Attempt, Invites, apply_endings, boot, cut, keep_member, peek, stored};
+use super::{Invites, apply_endings, boot, cut, keep_member, peek, stored};
+use crate::attempts::{Attempt, Made};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind};
@@ -60,8 +61,8 @@ impl Invites {
 	}
 
 	/// Claims an invite for one attempt to redeem it, in the place of the holder's earlier claim. The claim is to be
-	/// redeemed or released; if the store fails, both are for [`Invites::release_left`]. None for somebody who is let in
-	/// without another use ([`Admission::Known`]).
+	/// redeemed or released; if the store fails, both are released by a [review](Invites::review). None for somebody who is
+	/// let in without another use ([`Admission::Known`]).
 	///
 	/// # Errors
 	/// Why it may not be redeemed.
@@ -73,7 +74,10 @@ impl Invites {
 	) -> Result<Option<Nonce>, InviteError> {
 		let claim = self.prepare_claim(attempt, now)?;
 		Ok(match self.make_claim(&claim, replaced, now)?? {
-			Admission::Claim => Some(claim.nonce),
+			Admission::Claim => {
+				self.attempts().begin(claim.nonce);
+				Some(claim.nonce)
+			}
 			Admission::Known => None,
 		})
 	}
@@ -87,10 +91,13 @@ impl Invites {
 	) -> Result<Result<Admission, Refusal>, StoreError> {
 		// Before there is a claim, for others look whether its owner lives.
 		self.store.hold(&claim.boot)?;
-		let mut released = self.orphans().clone();
-		released.extend(replaced);
+		let mut released = self.attempts().orphans().to_vec();
+		if let Some(replaced) = replaced {
+			self.attempts().forget(replaced);
+			released.push(*replaced);
+		}
 		// From now on it has a holder.
-		self.orphans().retain(|orphan| *orphan != claim.nonce);
+		self.attempts().adopt(slice::from_ref(&claim.nonce));
 		let claimed = self.write(CLAIMING, &name_of(claim), |rows| {
 			let decision = decide(&self.view_in(rows, claim, &released, now)?, claim);
 			if decision == Ok(Admission::Claim) {
@@ -100,9 +107,7 @@ impl Invites {
 		});
 		if claimed.is_err() {
 			// A commit that was reported as failed may be found in the log later.
-			let mut orphans = self.orphans();
-			orphans.extend(replaced);
-			orphans.push(claim.nonce);
+			self.attempts().release_later(replaced.into_iter().chain([&claim.nonce]).copied());
 		}
 		claimed
 	}
@@ -163,7 +168,7 @@ impl Invites {
 		source: Option<&str>,
 		now: Timestamp,
 	) -> Result<Result<Option<Invite>, Refusal>, StoreError> {
-		let released = self.orphans().clone();
+		let released = self.attempts().orphans().to_vec();
 		self.write(REDEEMING, &name_of(claim), |rows| {
 			let view = self.view_in(rows, claim, &released, now)?;
 			Ok(match (decide(&view, claim), view.invite) {
@@ -203,8 +208,26 @@ impl Invites {
 	/// Turns the claim of an attempt into a use. The invite as it then is, or none if that was done before.
 	///
 	/// # Errors
-	/// [`InviteError::ClaimLost`]. Where the store fails the claim stands, and this is to be tried again.
+	/// [`InviteError::ClaimLost`]. Where the store fails the claim stands, and a [review](Invites::review) tries again.
 	pub fn redeem(
+		&self,
+		attempt: Attempt,
+		nonce: &Nonce,
+		source: Option<&str>,
+		now: Timestamp,
+	) -> Result<Option<Invite>, InviteError> {
+		let redeemed = self.redeem_once(attempt.clone(), nonce, source, now);
+		let mut attempts = self.attempts();
+		if redeemed.as_ref().is_err_and(InviteError::may_pass) {
+			attempts.redeem_later(*nonce, Made { attempt, source: source.map(str::to_owned) });
+		} else {
+			attempts.forget(nonce);
+			attempts.answered();
+		}
+		redeemed
+	}
+
+	fn redeem_once(
 		&self,
 		attempt: Attempt,
 		nonce: &Nonce,
@@ -253,12 +276,13 @@ impl Invites {
 	/// Gives a claim back, because the attempt failed. `false` if there was none any more.
 	///
 	/// # Errors
-	/// When the store fails; the claim is then for [`Invites::release_left`].
+	/// When the store fails; the claim is then released by a [review](Invites::review).
 	pub fn release(&self, nonce: &Nonce) -> Result<bool, InviteError> {
+		self.attempts().forget(nonce);
 		let released =
 			self.write(RELEASING, &[], |rows| Ok(!rows.take_claims(slice::from_ref(nonce))?.is_empty()));
 		if released.is_err() {
-			self.orphans().push(*nonce);
+			self.attempts().release_later([*nonce]);
 		}
 		Ok(released?)
 	}
@@ -274,14 +298,8 @@ impl Invites {
 		})?)
 	}
 
-	/// Releases the claims that are there because a call failed.
-	///
-	/// # Errors
-	/// When the store fails still; this is to be tried again.
-	pub fn release_left(&self) -> Result<(), InviteError> {
-		if self.orphans().is_empty() {
-			return Ok(());
-		}
+	/// Releases the claims that are there because a call failed, as every change of the store does.
+	pub(super) fn release_orphans(&self) -> Result<(), InviteError> {
 		Ok(self.write(RELEASING, &[], |_| Ok(()))?)
 	}
 
@@ -300,9 +318,9 @@ impl Invites {
 
 	/// The claims that may be settled now: those of processes that are over, and those of which no sign of life was seen for a
 	/// whole lease, by looks like this one; `mono` is the present moment by the monotonic clock. Of the claims of this
-	/// process, those may that nobody holds and nobody has taken over for a lease; `held` are those that somebody does.
-	/// Where the store fails, what was seen before is worth nothing.
-	pub fn look_at_claims(&self, held: &[Nonce], mono: Instant) -> Result<Vec<Claim>, InviteError> {
+	/// process, those may that no attempt holds, and none has taken over for a lease. Where the store fails, what was seen
+	/// before is worth nothing.
+	pub fn look_at_claims(&self, mono: Instant) -> Result<Vec<Claim>, InviteError> {
 		let own = self.boot()?;
 		let looked = self.look("looking for attempts under way", |rows| {
 			let claims = rows.claims()?;
@@ -321,7 +339,7 @@ impl Invites {
 			// Nobody vouches for one of our own that nobody holds, so each is watched by itself.
 			let (owner, life) = match lives.get(&claim.boot) {
 				Some(life) => (claim.boot, *life),
-				None if held.contains(&claim.nonce) => continue,
+				None if self.attempts().holds(&claim.nonce) => continue,
 				None => (claim.nonce, Life::Unknown { connection: 0 }),
 			};
 			owners.entry(owner).or_insert_with(|| (life, Vec::new())).1.push(claim);
@@ -356,7 +374,8 @@ impl Invites {
 	/// Settles a claim that [`Invites::look_at_claims`] has named. `account` is what was to come out of it: the account
 	/// registered, or, for a contact, `Active` if the inviter has the contact. If it came about, the claim becomes its use,
 	/// and the invite as it then is is returned; if not, it is released; if nobody can say, it stays. A reset that was cut
-	/// off may be repeated, for it is bound to its user. If its owner turns out to live, nothing is done.
+	/// off may be repeated, for it is bound to its user. If its owner turns out to live, or an attempt of ours has taken it
+	/// over, nothing is done.
 	pub fn settle(
 		&self,
 		claim: &Claim,
@@ -369,6 +388,9 @@ impl Invites {
 			Account::Missing => false,
 		};
 		let own = self.boot()?;
+		if self.attempts().holds(&claim.nonce) {
+			return Ok(None);
+		}
 		Ok(self.write("settling a claim", &name_of(claim), |rows| {
 			let found = stored(rows, &claim.digest)?;
 			if claim.boot != own && rows.life(&claim.boot)? == Life::Alive {

@@ -50,7 +50,7 @@ impl Found {
 			// A row that is not of the bundled module's making must not keep the others from being read.
 			Ok(Err(Failure::Misuse(why) | Failure::BadValue(why))) => self.unreadable.push(why),
 			Ok(Err(Failure::Invite(error))) => self.unreadable.push(error.to_string()),
-			Err(error) => self.unreadable.push(error.to_string()),
+			Ok(Err(Failure::Lua(error))) | Err(error) => self.unreadable.push(error.to_string()),
 		}
 	}
 }

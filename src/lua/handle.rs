@@ -18,26 +18,17 @@
 //! | `look(token)` | `{ depends_on, is_reset, purpose, bound, state }` of an invite in whatever state: what it is redeemed for, the username it is bound to, and where it stands |
 //! | `pasted(text)` | the token of an invite of this host in a text that a stranger entered, whatever became of it; or `nil, condition, text, host`: `"token-invalid"` if none is known (`host` is where the web link in the text leads, if there is one), `"other-host"` if it is a link to an invite of that host, `"no-token"` |
 //! | `confirm(token, states)` | `true`; `states` are those of the accounts that it depends on, by username |
-//! | `claim { token, purpose, invitee, depends_on, replaced }` | nonce of the claim, or `false` for a contact who is let in without another use; `depends_on` are states as above, `replaced` a nonce, other fields are ignored |
-//! | `own_claim { token, purpose, invitee }` | nonce of the claim that this process has made for such an attempt, or `nil` |
-//! | `lease()` | the seconds for which a server is watched that gives no sign of life; claims are to be renewed, and looked at, three times in it |
-//! | `look_at_claims(held)` | list of claims that are to be settled now, as `settle` takes them: of servers that are proved to be over, or were watched for a lease, and of this one those that are not among the nonces `held`; `inviter` is whose contact somebody was to become |
 //! | `claims_on(token)` | list of `{ purpose, invitee, made_at, life }`: the attempts under way with an invite; `life` says of their servers `"alive"`, `"over"` or `"unknown"` |
 //! | `release_claims(token)` | how many there were, which are released now |
-//! | `redeem_at_once { token, purpose, invitee, depends_on, source }` | summary, or `false` as above |
-//! | `redeem(attempt, nonce, source, is_heard)` | summary; `true` if it was redeemed before, or nobody is to hear of it; `attempt` as for `claim`. Where the claim was lost, `{ id, is_taken_back }` follows the text: the public id of the invite, and whether the account is to be deleted if it is sure that the attempt has made it |
-//! | `release(nonce)`, `renew(nonce)` | whether there was such a claim |
-//! | `release_left()` | `true` when no claim is left that was made or to be released by a call that failed |
-//! | `settle(claim, account)` | summary if the claim became a use by it, else `true`; a claim from `look_at_claims`, and what came of it |
 //! | `check_name(username)` | `true` if it may be registered without any invite |
 //! | `revoke(token, why, by)` | summary, or `false` if there was nothing to revoke |
-//! | `retire_depending(username, at)`, `retire_resets(username, at)` | list of summaries, and whether there are more that are not good any more either and are ended by `end_more`; `at`: the time of what was not told then, else nil |
+//! | `retire_depending(username)`, `retire_resets(username)` | list of summaries, and whether there are more that are not good any more either and are ended by `end_more`; where the store fails, `review` does it |
 //! | `end_more()` | list of summaries; list of `{ username, scope, ended }` of what is over now, `scope` being `"made"`, `"depending"` or `"reset"`; and whether there is more to do |
 //! | `end_expired()` | list of summaries |
 //! | `forget_tokens(after)` | what to pass as `after` to go on, or `nil` if the store has no token left that it is not to keep |
 //! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
 //!
-//! What else an operator does is in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
+//! How invites are redeemed is in [`super::attempts`], what else an operator does in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
 //!
 //! `kinds` is `"account"` for what allows to register an account, `"all"` for everything. `ttl` is in seconds, `math.huge` for never. The state of an account is `"active"`, `"disabled"`, `"missing"` (that
 //! is proved), `"not-found"` or `"unknown"`, a purpose `"account"` or `"contact"`. Tables are fresh and plain; summaries hold no token. Times are
@@ -54,19 +45,19 @@ use mlua::{
 };
 
 use super::bundled::Bundled;
-use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds, write_claim};
+use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
 use super::value::shown;
-use super::{Failure, Outcome, is_truthy, operator, outcome, policy, set_some, transfer};
+use super::{Failure, Outcome, attempts, is_truthy, operator, outcome, policy, set_some, transfer};
 use crate::clock::{self, Timestamp};
 use crate::ending::Ending;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, Type, local_user};
-use crate::invites::{Attempt, Ended, Invites, Request};
+use crate::invites::{Ended, Invites, Request};
 use crate::pasted::{self, Pasted};
 use crate::policy::{Allowance, Policy};
 use crate::redemption::{Account, Claim, Life, Purpose};
 use crate::store::{Bundled as Tokens, Record};
-use crate::token::{Digest, Nonce, Token};
+use crate::token::{Digest, Token};
 
 /// Asks for invites of every kind, not for those alone that allow to register an account.
 const ALL_KINDS: &str = "all";
@@ -448,39 +439,6 @@ impl Handle {
 		Ok(true)
 	}
 
-	fn own_claim(&self, attempt: &Table) -> LuaResult<Result<Option<BString>, Failure>> {
-		Ok(self.attempt(attempt)?.and_then(|attempt| {
-			let claim = self.invites.own_claim(attempt, self.now())?;
-			Ok(claim.map(|nonce| BString::from(nonce.as_bytes().as_slice())))
-		}))
-	}
-
-	fn look_at_claims(&self, lua: &Lua, held: &[BString]) -> LuaResult<Result<Vec<Table>, Failure>> {
-		let look = || -> Result<Vec<(Claim, Option<String>)>, Failure> {
-			let held = held.iter().map(nonce).collect::<Result<Vec<_>, _>>()?;
-			let mut found = Vec::new();
-			for claim in self.invites.look_at_claims(&held, clock::monotonic())? {
-				let inviter = match claim.purpose {
-					Purpose::Account => None,
-					Purpose::Contact => match self.invites.find(&claim.digest) {
-						Ok(invite) => invite.username,
-						Err(InviteError::TokenInvalid) => None,
-						Err(error) => return Err(error.into()),
-					},
-				};
-				found.push((claim, inviter));
-			}
-			Ok(found)
-		};
-		Ok(match look() {
-			Ok(found) => {
-				let tables = found.iter().map(|(claim, inviter)| write_claim(lua, claim, inviter.as_deref()));
-				Ok(tables.collect::<LuaResult<_>>()?)
-			}
-			Err(failure) => Err(failure),
-		})
-	}
-
 	fn claims_on(&self, lua: &Lua, token: &Value) -> LuaResult<Result<Vec<Table>, Failure>> {
 		let found = match digest(token).and_then(|digest| self.invites.claims_on(&digest)) {
 			Ok(found) => found,
@@ -500,103 +458,6 @@ impl Handle {
 			Ok(table)
 		};
 		Ok(Ok(found.iter().map(table).collect::<LuaResult<_>>()?))
-	}
-
-	fn claim(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Value, Failure>> {
-		let replaced: Option<BString> = attempt.get("replaced")?;
-		let result = self.attempt(attempt)?.and_then(|attempt| {
-			let replaced = replaced.as_ref().map(nonce).transpose()?;
-			Ok(self.invites.claim(attempt, replaced.as_ref(), self.now())?)
-		});
-		Ok(match result {
-			Ok(Some(nonce)) => Ok(Value::String(lua.create_string(nonce.as_bytes())?)),
-			Ok(None) => Ok(Value::Boolean(false)),
-			Err(failure) => Err(failure),
-		})
-	}
-
-	fn redeem_at_once(&self, lua: &Lua, attempt: &Table) -> LuaResult<Result<Value, Failure>> {
-		let source: Option<String> = attempt.get("source")?;
-		let result = self
-			.attempt(attempt)?
-			.and_then(|attempt| Ok(self.invites.redeem_at_once(attempt, source.as_deref(), self.now())?));
-		Ok(match result {
-			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
-			Ok(None) => Ok(Value::Boolean(false)),
-			Err(failure) => Err(failure),
-		})
-	}
-
-	#[expect(clippy::unused_self, reason = "reads like its neighbours")]
-	pub(super) fn attempt(&self, attempt: &Table) -> LuaResult<Result<Attempt, Failure>> {
-		let token: Value = attempt.get("token")?;
-		let purpose: String = attempt.get("purpose")?;
-		let invitee = attempt.get("invitee")?;
-		let depends_on: Option<HashMap<String, String>> = attempt.get("depends_on")?;
-		let read = || {
-			Ok(Attempt {
-				digest: digest(&token)?,
-				purpose: Purpose::from_stored(&purpose)
-					.ok_or_else(|| Failure::Misuse(format!("{purpose:?} is no purpose")))?,
-				invitee,
-				depends_on: accounts(depends_on.unwrap_or_default())?,
-			})
-		};
-		Ok(read())
-	}
-
-	fn redeem(
-		&self,
-		lua: &Lua,
-		attempt: &Table,
-		claim: &BString,
-		source: Option<&str>,
-		is_heard: bool,
-	) -> LuaResult<Result<Value, Failure>> {
-		let redeemed = self
-			.attempt(attempt)?
-			.and_then(|attempt| Ok(self.invites.redeem(attempt, &nonce(claim)?, source, self.now())?));
-		Ok(match redeemed {
-			Ok(Some(invite)) if is_heard => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
-			Ok(_) => Ok(Value::Boolean(true)),
-			Err(failure) => Err(failure),
-		})
-	}
-
-	fn settle(&self, lua: &Lua, claim: &Table, account: &str) -> LuaResult<Result<Value, Failure>> {
-		let claim = self.read_claim(claim)?;
-		let settle = || -> Result<Option<Invite>, Failure> {
-			Ok(self.invites.settle(&claim?, account_state(account)?, self.now())?)
-		};
-		Ok(match settle() {
-			Ok(Some(invite)) => Ok(Value::Table(summary(lua, &invite, &self.bundled.null)?)),
-			Ok(None) => Ok(Value::Boolean(true)),
-			Err(failure) => Err(failure),
-		})
-	}
-
-	/// What [`write_claim`] has written.
-	fn read_claim(&self, table: &Table) -> LuaResult<Result<Claim, Failure>> {
-		let (of, claim, boot): (BString, BString, BString) =
-			(table.get("digest")?, table.get("nonce")?, table.get("boot")?);
-		let purpose: String = table.get("purpose")?;
-		let (invitee, renewals) = (table.get("invitee")?, table.get("renewals")?);
-		let read = || {
-			let digest = <[u8; 32]>::try_from(of.as_slice())
-				.map_err(|_| Failure::Misuse("this is no digest".to_owned()))?;
-			Ok(Claim {
-				host: self.invites.host().to_owned(),
-				nonce: nonce(&claim)?,
-				digest: Digest::from_bytes(digest),
-				purpose: Purpose::from_stored(&purpose)
-					.ok_or_else(|| Failure::Misuse(format!("{purpose:?} is no purpose")))?,
-				invitee,
-				boot: nonce(&boot)?,
-				made_at: None,
-				renewals,
-			})
-		};
-		Ok(read())
 	}
 
 	fn revoke(
@@ -767,22 +628,16 @@ fn page_end(bytes: &BString) -> Result<Digest, Failure> {
 		.map_err(|_| Failure::Misuse("this is not where a page ends".to_owned()))
 }
 
-fn nonce(bytes: &BString) -> Result<Nonce, Failure> {
-	<[u8; 16]>::try_from(bytes.as_slice())
-		.map(Nonce::from_bytes)
-		.map_err(|_| Failure::Misuse("this is no claim".to_owned()))
-}
-
 fn depends_on(invite: &Invite) -> Option<Vec<String>> {
 	Some(invite.depends_on()).filter(|names| !names.is_empty())
 }
 
 /// The states of accounts by their usernames.
-fn accounts(states: HashMap<String, String>) -> Result<Vec<(String, Account)>, Failure> {
+pub(super) fn accounts(states: HashMap<String, String>) -> Result<Vec<(String, Account)>, Failure> {
 	states.into_iter().map(|(username, state)| Ok((username, account_state(&state)?))).collect()
 }
 
-fn account_state(word: &str) -> Result<Account, Failure> {
+pub(super) fn account_state(word: &str) -> Result<Account, Failure> {
 	Account::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no state of an account")))
 }
 
@@ -817,6 +672,7 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
+		attempts::add_methods(methods);
 		operator::add_methods(methods);
 		methods.add_method("now", |_, this, ()| Ok(this.now()));
 		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
@@ -855,37 +711,10 @@ impl UserData for Handle {
 		methods.add_method("confirm", |_, this, (token, states): (Value, HashMap<String, String>)| {
 			Ok(Outcome(this.confirm(&token, states)))
 		});
-		methods.add_method("own_claim", |_, this, attempt: Table| outcome(this.own_claim(&attempt)));
-		methods.add_method("lease", |_, this, ()| Ok(this.invites.lease().as_secs_f64()));
-		methods.add_method("look_at_claims", |lua, this, held: Vec<BString>| {
-			outcome(this.look_at_claims(lua, &held))
-		});
 		methods.add_method("claims_on", |lua, this, token: Value| outcome(this.claims_on(lua, &token)));
 		methods.add_method("release_claims", |_, this, token: Value| {
 			let released = digest(&token).and_then(|digest| this.invites.release_claims(&digest));
 			Ok(Outcome(released.map_err(Failure::from)))
-		});
-		methods.add_method("claim", |lua, this, attempt: Table| outcome(this.claim(lua, &attempt)));
-		methods.add_method("redeem_at_once", |lua, this, attempt: Table| {
-			outcome(this.redeem_at_once(lua, &attempt))
-		});
-		methods.add_method(
-			"redeem",
-			|lua, this, (attempt, claim, source, is_heard): (Table, BString, Option<String>, bool)| {
-				outcome(this.redeem(lua, &attempt, &claim, source.as_deref(), is_heard))
-			},
-		);
-		methods.add_method("release", |_, this, claim: BString| {
-			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.release(&nonce)?))))
-		});
-		methods.add_method("release_left", |_, this, ()| {
-			Ok(Outcome(this.invites.release_left().map(|()| true).map_err(Failure::from)))
-		});
-		methods.add_method("renew", |_, this, claim: BString| {
-			Ok(Outcome(nonce(&claim).and_then(|nonce| Ok(this.invites.renew(&nonce)?))))
-		});
-		methods.add_method("settle", |lua, this, (claim, account): (Table, String)| {
-			outcome(this.settle(lua, &claim, &account))
 		});
 		methods.add_method("check_name", |_, this, username: String| {
 			let checked = this.invites.check_name(&username, this.now());
@@ -898,11 +727,11 @@ impl UserData for Handle {
 				outcome(this.revoke(lua, &token, why.as_deref(), by.as_deref()))
 			},
 		);
-		methods.add_method("retire_depending", |lua, this, (username, at): (String, Option<Timestamp>)| {
-			outcome(this.ended(lua, this.invites.retire_depending(&username, at, this.now())))
+		methods.add_method("retire_depending", |lua, this, username: String| {
+			outcome(this.ended(lua, this.invites.retire_depending(&username, this.now())))
 		});
-		methods.add_method("retire_resets", |lua, this, (username, at): (String, Option<Timestamp>)| {
-			outcome(this.ended(lua, this.invites.retire_resets(&username, at, this.now())))
+		methods.add_method("retire_resets", |lua, this, username: String| {
+			outcome(this.ended(lua, this.invites.retire_resets(&username, this.now())))
 		});
 		methods.add_method("end_more", |lua, this, ()| outcome(this.end_more(lua)));
 		methods.add_method("end_expired", |lua, this, ()| {

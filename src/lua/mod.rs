@@ -18,6 +18,7 @@
 //! [`InviteError::condition`], `"bad-request"` for a value that a form may have brought, or `"misuse"` where the author of
 //! the caller made a mistake: the shim raises that one as a string, since an error raised from here would be a userdata.
 
+mod attempts;
 mod bundled;
 mod command;
 #[cfg(feature = "conformance")]
@@ -42,6 +43,7 @@ use std::time::Duration;
 
 use mlua::{BString, IntoLua, IntoLuaMulti, Lua, LuaString, MultiValue, Result as LuaResult, Table, Value};
 
+use crate::attempts::UnderWay;
 use crate::bad_tokens::BadTokens;
 use crate::clock;
 use crate::error::InviteError;
@@ -50,7 +52,6 @@ use crate::redemption::LEASE;
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
-use crate::watch::Watch;
 use bundled::Bundled;
 use handle::Handle;
 use progress::Progress;
@@ -69,6 +70,14 @@ enum Failure {
 	BadValue(String),
 	/// What only the author of a module can mean, such as a function among what is to be stored.
 	Misuse(String),
+	/// Lua itself has failed: it is raised.
+	Lua(mlua::Error),
+}
+
+impl From<mlua::Error> for Failure {
+	fn from(error: mlua::Error) -> Self {
+		Self::Lua(error)
+	}
 }
 
 impl From<InviteError> for Failure {
@@ -106,6 +115,7 @@ impl<T: IntoLuaMulti> IntoLuaMulti for Outcome<T> {
 			}
 			Err(Failure::BadValue(text)) => (Value::Nil, "bad-request", text).into_lua_multi(lua),
 			Err(Failure::Misuse(text)) => (Value::Nil, "misuse", text).into_lua_multi(lua),
+			Err(Failure::Lua(error)) => Err(error),
 		}
 	}
 }
@@ -189,25 +199,18 @@ fn open(lua: &Lua, options: &Table) -> LuaResult<Result<Handle, Failure>> {
 		return Ok(Err(Failure::Misuse("a lease is a number of seconds".to_owned())));
 	};
 	let ahead: Option<i64> = options.get("clock_ahead")?;
-	let watch = watch_of(&host, lease);
-	let invites = Invites::new(host, store).keeping(at_rest).watching(watch);
+	let under_way = under_way(&host, lease);
+	let invites = Invites::new(host, store).keeping(at_rest).going_on_with(under_way);
 	Ok(Ok(Handle::new(invites, policy, bundled, ahead.unwrap_or(0))))
 }
 
-/// What was seen of the owners of claims outlives a reload of the module, or they would be watched from the beginning
-/// again.
-fn watch_of(host: &str, lease: Duration) -> Arc<Mutex<Watch>> {
-	static WATCHES: LazyLock<Mutex<HashMap<String, Arc<Mutex<Watch>>>>> = LazyLock::new(Mutex::default);
-	let mut watches = WATCHES.lock().unwrap_or_else(PoisonError::into_inner);
-	let known = watches
-		.get(host)
-		.filter(|watch| watch.lock().unwrap_or_else(PoisonError::into_inner).lease() == lease);
-	if let Some(known) = known {
-		return Arc::clone(known);
-	}
-	let watch = Arc::new(Mutex::new(Watch::new(lease)));
-	watches.insert(host.to_owned(), Arc::clone(&watch));
-	watch
+/// What is under way outlives a reload of the module.
+fn under_way(host: &str, lease: Duration) -> Arc<UnderWay> {
+	static HOSTS: LazyLock<Mutex<HashMap<String, Arc<UnderWay>>>> = LazyLock::new(Mutex::default);
+	let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+	let of_host = hosts.entry(host.to_owned()).or_insert_with(|| Arc::new(UnderWay::new(lease)));
+	of_host.set_lease(lease);
+	Arc::clone(of_host)
 }
 
 fn parse_duration(text: &LuaString) -> Result<i64, Failure> {

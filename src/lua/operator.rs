@@ -32,7 +32,7 @@ use mlua::{
 
 use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
 use super::table::{redemptions, summary};
-use super::{Failure, Outcome, outcome, set_some};
+use super::{Failure, Outcome, attempts, outcome, set_some};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, local_user};
@@ -308,11 +308,9 @@ impl Handle {
 		Ok(Ok(imported))
 	}
 
-	fn why(&self, attempt: &Table) -> LuaResult<Result<bool, Failure>> {
-		Ok(self.attempt(attempt)?.and_then(|attempt| {
-			self.invites.why(attempt, self.now())?;
-			Ok(true)
-		}))
+	fn why(&self, attempt: &Table) -> Result<bool, Failure> {
+		self.invites.why(attempts::read(attempt)?, self.now())?;
+		Ok(true)
 	}
 
 	fn purge(
@@ -418,7 +416,7 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("purge", |_, this, (age, limit, read_bundled): (i64, u32, Function)| {
 		outcome(this.purge(age, limit, &read_bundled))
 	});
-	methods.add_method("why", |_, this, attempt: Table| outcome(this.why(&attempt)));
+	methods.add_method("why", |_, this, attempt: Table| Ok(Outcome(this.why(&attempt))));
 	methods.add_method(
 		"revoke_inviter",
 		|lua, this, (username, is_branch, why, by): (String, bool, Option<LuaString>, Option<LuaString>)| {

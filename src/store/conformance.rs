@@ -16,12 +16,14 @@ use std::time::Duration;
 use super::{Bundled, Carries, Members, Pick, Record, Store, StoreError};
 #[cfg(test)]
 use super::{Lock, Work};
+use crate::attempts::Attempt;
 use crate::check::{Finding, Level};
 use crate::clock::{Timestamp, monotonic};
 use crate::ending::Ending;
+use crate::ending::Scope;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
-use crate::invites::{Attempt, EndedMore, Invites};
+use crate::invites::{EndedMore, Invites};
 use crate::lifecycle::State;
 use crate::lineage::Member;
 use crate::listing::{Part, Position};
@@ -154,11 +156,11 @@ pub(crate) trait Uses {
 		earlier: Option<Timestamp>,
 		now: Timestamp,
 	) -> Result<Vec<Invite>, StoreError> {
-		Ok(self.of(host).retire_depending(username, earlier, now).map_err(of_store)?.invites)
+		Ok(self.of(host).end_for(Scope::Depending, username, earlier, now).map_err(of_store)?.invites)
 	}
 
 	fn retire_resets(&self, host: &str, username: &str, now: Timestamp) -> Result<Vec<Invite>, StoreError> {
-		Ok(self.of(host).retire_resets(username, None, now).map_err(of_store)?.invites)
+		Ok(self.of(host).retire_resets(username, now).map_err(of_store)?.invites)
 	}
 
 	fn retire_inviter(
@@ -995,7 +997,7 @@ fn watched(invites: &Invites) -> [Vec<Claim>; 2] {
 	let start = monotonic();
 	let look = |at: i64| {
 		let mono = start + Duration::from_secs(at.unsigned_abs());
-		let mut claims = invites.look_at_claims(&[], mono).unwrap();
+		let mut claims = invites.look_at_claims(mono).unwrap();
 		claims.sort_by_key(|claim| claim.nonce);
 		claims
 	};
@@ -1122,17 +1124,22 @@ pub(crate) fn a_claim_of_our_own_that_nobody_holds_is_settled_after_a_lease(stor
 	let invites = ["held", "left"].map(account);
 	let [held, left] = invites.each_ref().map(|invite| {
 		store.create(invite).unwrap();
-		let claim = Claim { boot, ..claim(invite, Purpose::Account, invite_name(invite), NOW) };
-		store.claim(&claim, None, NOW).unwrap().unwrap();
-		claim
+		Claim { boot, ..claim(invite, Purpose::Account, invite_name(invite), NOW) }
 	});
+	store.claim(&left, None, NOW).unwrap().unwrap();
+	let attempt = Attempt {
+		digest: held.digest,
+		purpose: Purpose::Account,
+		invitee: held.invitee.clone(),
+		depends_on: vec![],
+	};
+	let nonce = own.claim(attempt, None, NOW).unwrap().unwrap();
 	let start = monotonic();
-	let look =
-		|at: i64| own.look_at_claims(&[held.nonce], start + Duration::from_secs(at.unsigned_abs())).unwrap();
+	let look = |at: i64| own.look_at_claims(start + Duration::from_secs(at.unsigned_abs())).unwrap();
 	assert_eq!([look(0), look(LEASE / 2)], [vec![], vec![]]);
 	assert_eq!(look(LEASE), std::slice::from_ref(&left));
 	assert!(own.settle(&left, Account::Active, NOW).unwrap().is_some());
-	assert_eq!(store.claims(&held.host).unwrap(), [held]);
+	assert_eq!(store.claims(&held.host).unwrap(), [Claim { nonce, ..held }]);
 }
 
 /// A name that no other invite of a test has.
