@@ -121,7 +121,7 @@ local function open_handle()
 		storage = storage;
 		path = prosody.paths.data.."/invites.sqlite3";
 		-- The server serves nobody while it waits; an operator at a prompt can wait longer.
-		lock_wait_ms = is_prosodyctl and 10000 or 50;
+		lock_wait_ms = is_prosodyctl and 10000 or 40;
 		deadline = deadline and is_prosodyctl and math.max(deadline, 10) or deadline;
 		postgresql = module:get_option_string("invite_postgresql");
 		bundled = {

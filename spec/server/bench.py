@@ -252,7 +252,7 @@ class Report:
         for waits in busy.waits:
             for what, measured, limit in (("p99", waits.p99, bench_busy.P99), ("worst", waits.worst, bench_busy.WORST)):
                 self.bars.append(Bar(f"{waits.what}, beside {waits.beside}, {what}, ms more than idle", measured, limit))
-        creates = [statistics.median(next(iter(turns.values()))) for turns in busy.inviter.values()]
+        creates = busy.creates()
         self.bars.append(Bar("create, growth with what the inviter has open", max(creates) / creates[0], 1.5))
         self.bars.append(Bar("another process has the lock: others wait, ms in sum", busy.locked, 60))
         self.notes.append(bench_busy.table(busy))

@@ -160,15 +160,22 @@ class Waits:
 @dataclass
 class Busy:
     waits: list[Waits] = field(default_factory=list)
-    #: Milliseconds, by how many the inviter has open: create, password change, deletion.
+    #: Milliseconds, by how many the inviter has open: create, the disk beside it, password change, deletion.
     inviter: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     locked: float = 0
     #: Milliseconds for a thousand listed invites.
     listing: float = 0
 
+    def creates(self) -> list[float]:
+        """What a create takes, in bare commits to the disk as it was at that time; by how many the inviter has open."""
+        return [
+            statistics.median(create) / statistics.median(idle)
+            for create, idle, *_ in (turns.values() for turns in self.inviter.values())
+        ]
+
 
 def _p99(spent: list[float]) -> float:
-    return statistics.quantiles(spent, n=100)[-1] if len(spent) > 1 else spent[0]
+    return statistics.quantiles(spent, n=100, method="inclusive")[-1] if len(spent) > 1 else spent[0]
 
 
 class Ours(OursOnSqlite):
@@ -298,9 +305,11 @@ def measure(version: str, scratch: Path) -> Busy:
     busy = Busy()
     for number in OPEN:
         with Ours(version, number, scratch) as side:
-            turns: dict[str, list[float]] = {}
-            for what in ("contact invite made (ad-hoc)", "password changed"):
-                turns[what] = act(side, what, 1)
+            create, idle = [], []
+            for turn in range(4):
+                create += act(side, "contact invite made (ad-hoc)", 1 + turn, CALLS // 4)
+                idle += commits(scratch / "bare.sqlite3", CALLS // 4)
+            turns = {"create": create, "idle": idle, "password changed": act(side, "password changed", 1)}
             if number == MILLION:
                 busy.waits += beside(side, f"{MILLION:,} of the user", scratch)
             if number == OPEN[0]:
@@ -327,12 +336,13 @@ def table(busy: Busy) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
         *map(str, busy.waits),
     ]
-    lines += ["", "| the inviter has open | create, median | create, worst | password change, worst | deletion |",
-              "| ---: | ---: | ---: | ---: | ---: |"]
-    for number, turns in busy.inviter.items():
-        create, change, deletion = turns.values()
+    lines += ["", "| the inviter has open | create, median | in commits of the disk | create, worst | password change, worst | deletion |",
+              "| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for (number, turns), commits in zip(busy.inviter.items(), busy.creates(), strict=True):
+        create, _, change, deletion = turns.values()
         lines.append(
-            f"| {number:,} | {statistics.median(create):.2f} | {max(create):.1f} | {max(change):.1f} | {max(deletion):.1f} |"
+            f"| {number:,} | {statistics.median(create):.2f} | {commits:.2f} | {max(create):.1f} | {max(change):.1f} "
+            f"| {max(deletion):.1f} |"
         )
     lines += ["", f"Another process has the lock, {PIPELINED} registrations at once: others wait {busy.locked:.0f} ms in sum."]
     lines += ["", f"A listing of {PENDING:,}: {busy.listing:.1f} ms for a thousand."]

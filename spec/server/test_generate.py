@@ -258,7 +258,7 @@ def test_none_is_lost_and_no_operator_refused_when_all_create_at_once(make: Make
                 """
                 local invites, tokens = module:depends("invites"), {};
                 for _ = 1, 10 do
-                    -- It waits for 50 ms, and not for as long as a slow disk keeps others at theirs.
+                    -- It waits for 40 ms, and not for as long as a slow disk keeps others at theirs.
                     local invite, condition = invites.create_account();
                     assert(invite or condition == "internal-server-error", condition);
                     table.insert(tokens, invite and invite.token);

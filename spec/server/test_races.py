@@ -40,7 +40,7 @@ SLOW_HANDLER = """
 """
 
 #: What those are told that come too late, as long as the winner is not done and afterwards; and to wait, by a server that has
-#: waited 50 ms for the lock while the other one's disk was slower than that.
+#: waited 40 ms for the lock while the other one's disk was slower than that.
 TOO_LATE = {"resource-constraint", "forbidden", "internal-server-error"}
 
 

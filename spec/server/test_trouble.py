@@ -228,7 +228,7 @@ async def test_while_the_database_is_broken_only_invites_fail_and_they_come_back
 
 
 LOCKED = "is locked by another process; try again"
-#: Seconds. The server serves nobody else while it waits for 50 ms, or for half a second until the database is open.
+#: Seconds. The server serves nobody else while it waits for 40 ms, or for half a second until the database is open.
 NOT_LONG = 2
 
 
@@ -265,8 +265,8 @@ async def test_whoever_registers_again_and_again_keeps_others_waiting_once_while
             await asyncio.gather(*map(refused, range(12)))
     spent = sorted(server.eval('return module:shared("spent");'), reverse=True)
     assert len(spent) == 12
-    # On a machine that is busy with other tests: no second wait of 50 ms for nothing.
-    assert sum(spent[1:]) < 11 * 0.05 / 2, spent
+    # On a machine that is busy with other tests: no second wait of 40 ms for nothing.
+    assert sum(spent[1:]) < 11 * 0.04 / 2, spent
 
 
 @contextmanager
