@@ -27,7 +27,6 @@
 pub mod attempts;
 pub mod bad_tokens;
 pub mod check;
-pub mod cli;
 pub mod clock;
 pub mod duration;
 pub mod ending;
@@ -39,12 +38,11 @@ pub mod lineage;
 pub mod listing;
 #[cfg(feature = "lua")]
 mod lua;
+pub mod operator;
 pub mod pasted;
 pub mod policy;
 pub mod redemption;
-pub mod render;
 mod signals;
-pub mod stats;
 pub mod store;
 pub mod token;
 pub mod transfer;

@@ -12,11 +12,13 @@ use std::os::unix::ffi::OsStringExt;
 use mlua::{BString, Lua, Result as LuaResult, Table, Value};
 
 use super::set_some;
-use crate::cli::{self, Answer, Command, Destination, Generate, Limit, One, OneOrInviter, Picked, Ttl};
 use crate::duration::Seconds;
 use crate::invite::Kind;
 use crate::lifecycle::State;
 use crate::listing::{Filter, Part};
+use crate::operator::args::{
+	self, Answer, Command, Destination, Generate, Limit, One, OneOrInviter, Picked, Ttl,
+};
 
 pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 	let args: Vec<OsString> = args
@@ -24,7 +26,7 @@ pub(super) fn parse(lua: &Lua, args: &Table) -> LuaResult<Table> {
 		.map(|arg| arg.map(|arg| OsString::from_vec(arg.into())))
 		.collect::<LuaResult<_>>()?;
 	let table = lua.create_table()?;
-	match cli::parse(args) {
+	match args::parse(args) {
 		Ok(Command::Generate(options)) => generate(&table, options)?,
 		Ok(Command::List(list)) => {
 			table.set("name", "list")?;

@@ -265,7 +265,7 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 			Ok(bad_tokens.borrow_mut().count(&address, clock::monotonic()))
 		})?,
 	)?;
-	library.set("qr", lua.create_function(|_, link: String| Ok(crate::render::qr(&link)))?)?;
+	library.set("qr", lua.create_function(|_, link: String| Ok(crate::operator::text::qr(&link)))?)?;
 	library.set("json", lua.create_function(|_, value: Value| outcome(json(value)))?)?;
 	Ok(library)
 }

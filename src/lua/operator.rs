@@ -40,8 +40,9 @@ use crate::invites::Ended;
 use crate::lifecycle::State;
 use crate::lineage::{Member, Place};
 use crate::listing::{Filter, Part, Position};
-use crate::render::{self, Branch, Detail, Listing};
-use crate::stats::Stats;
+use crate::operator::stats::Stats;
+use crate::operator::text::{self as render, Detail, Listing};
+use crate::operator::tree::Branch;
 use crate::token::Digest;
 
 /// Invites in one page of a listing: a few milliseconds.

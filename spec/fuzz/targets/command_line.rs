@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
 use libfuzzer_sys::fuzz_target;
-use prosody_invites::cli::{Answer, parse};
+use prosody_invites::operator::args::{Answer, parse};
 
 fuzz_target!(|input: &[u8]| {
 	// No argument holds a NUL: the operating system ends it there.

@@ -4,8 +4,6 @@
 //! What others wrote (notes, names) is shown with its control characters escaped: it must not move the cursor, break a
 //! line, or turn the direction of the text around it.
 
-mod tree;
-
 use std::fmt::Write as _;
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width};
@@ -14,14 +12,12 @@ use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
 use serde::Serialize;
 
+use super::stats::{Kinds, States, Stats};
 use crate::clock::Timestamp;
 use crate::invite::{Invite, Kind};
 use crate::listing::Part;
 use crate::redemption::Redemption;
-use crate::stats::{Kinds, States, Stats};
 use crate::value::Value;
-
-pub use tree::Branch;
 
 /// An invite for programs. Times are unix seconds; what is absent is not so, or not known.
 #[derive(Serialize)]
@@ -351,7 +347,7 @@ fn finish(mut table: Table) -> String {
 	table.lines().fold(String::new(), |text, line| text + line.trim_end() + "\n")
 }
 
-fn uses(invite: &Invite, of: &str) -> String {
+pub(super) fn uses(invite: &Invite, of: &str) -> String {
 	invite
 		.max_uses
 		.map_or_else(|| format!("{}{of}∞", invite.uses), |max_uses| format!("{}{of}{max_uses}", invite.uses))
@@ -404,11 +400,11 @@ fn names(value: &Value) -> Option<String> {
 	if names.is_empty() { None } else { Some(names.join(", ")) }
 }
 
-const MINUTES: &str = "%Y-%m-%d %H:%M";
-const SECONDS: &str = "%Y-%m-%d %H:%M:%S";
+pub(super) const MINUTES: &str = "%Y-%m-%d %H:%M";
+pub(super) const SECONDS: &str = "%Y-%m-%d %H:%M:%S";
 
 /// In the time zone of the machine.
-fn time(seconds: Timestamp, format: &str) -> String {
+pub(super) fn time(seconds: Timestamp, format: &str) -> String {
 	jiff::Timestamp::from_second(seconds).map_or_else(
 		|_| seconds.to_string(),
 		|time| time.to_zoned_datetime(TimeZone::system()).strftime(format).to_string(),

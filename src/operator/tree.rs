@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{MINUTES, escape, time, uses};
+use super::text::{MINUTES, escape, time, uses};
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::lineage::Place;
