@@ -40,7 +40,6 @@ build = {
 			["mod_invites.protected"] = "lua/mod_invites/protected.lib.lua",
 			["mod_invites.redemption"] = "lua/mod_invites/redemption.lib.lua",
 			["mod_invites.shell"] = "lua/mod_invites/shell.lib.lua",
-			["mod_invites.transfer"] = "lua/mod_invites/transfer.lib.lua",
 		},
 		lib = {
 			prosody_invites = "lua/mod_invites/prosody_invites.so",

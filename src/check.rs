@@ -22,6 +22,24 @@ pub enum Level {
 	Critical,
 }
 
+impl Level {
+	/// The word for it.
+	#[must_use]
+	pub const fn as_str(self) -> &'static str {
+		match self {
+			Self::Ok => "ok",
+			Self::Warning => "warning",
+			Self::Critical => "critical",
+		}
+	}
+
+	/// From the word.
+	#[must_use]
+	pub fn from_word(word: &str) -> Option<Self> {
+		[Self::Ok, Self::Warning, Self::Critical].into_iter().find(|known| known.as_str() == word)
+	}
+}
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {

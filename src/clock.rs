@@ -39,3 +39,20 @@ impl Stopwatch {
 		self.0.elapsed()
 	}
 }
+
+/// The end of the year 9999: later times cannot be written as a date everywhere.
+const END_OF_TIME: Timestamp = 253_402_300_799;
+
+/// Whether something can be good for so many seconds from now on.
+#[must_use]
+pub fn is_ttl(seconds: i64, now: Timestamp) -> bool {
+	(1..=END_OF_TIME.saturating_sub(now)).contains(&seconds)
+}
+
+/// Why not, in a sentence; `shown` is what was asked for.
+#[must_use]
+pub fn refuse_ttl(shown: &str) -> String {
+	format!(
+		"ttl must be a positive number of seconds that ends before the year 10000, or math.huge for never, not {shown}"
+	)
+}

@@ -106,22 +106,39 @@ pub fn export(
 	pending_at: Option<Timestamp>,
 	out: &mut dyn Write,
 ) -> Result<u64, ExportError> {
-	let (mut count, mut after): (u64, Option<Digest>) = (0, None);
+	let (mut count, mut after) = (0, None);
 	loop {
-		let page = invites.records(after.as_ref(), PAGE)?;
-		after = page.last().map(|record| record.invite.digest);
-		let is_last = u32::try_from(page.len()).is_ok_and(|found| found < PAGE);
-		for record in page {
-			if pending_at.is_none_or(|now| record.invite.state(now) == State::Pending) {
-				serde_json::to_writer(&mut *out, &Line::from(record)).map_err(io::Error::from)?;
-				out.write_all(b"\n")?;
-				count += 1;
-			}
-		}
-		if is_last {
+		let (written, next) = export_page(invites, pending_at, after.as_ref(), out)?;
+		count += written;
+		after = next;
+		if after.is_none() {
 			return Ok(count);
 		}
 	}
+}
+
+/// The same of those that follow `after`, a few hundred. Where to go on, unless those were the last.
+///
+/// # Errors
+/// See [`ExportError`].
+pub fn export_page(
+	invites: &Invites,
+	pending_at: Option<Timestamp>,
+	after: Option<&Digest>,
+	out: &mut dyn Write,
+) -> Result<(u64, Option<Digest>), ExportError> {
+	let page = invites.records(after, PAGE)?;
+	let is_last = u32::try_from(page.len()).is_ok_and(|found| found < PAGE);
+	let next = page.last().map(|record| record.invite.digest).filter(|_| !is_last);
+	let mut count = 0;
+	for record in page {
+		if pending_at.is_none_or(|now| record.invite.state(now) == State::Pending) {
+			serde_json::to_writer(&mut *out, &Line::from(record)).map_err(io::Error::from)?;
+			out.write_all(b"\n")?;
+			count += 1;
+		}
+	}
+	Ok((count, next))
 }
 
 /// Reads all of the source, and if nothing is wrong with it, takes the invites over that are not known yet.

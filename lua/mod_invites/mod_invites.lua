@@ -92,7 +92,7 @@ local reset_ttl = DAY;
 -- A stream that has validated an invite has to find it for as long as it may take to register.
 local c2s_timeout = get_period("c2s_timeout", 300);
 local shortest_history = math.max(3600, c2s_timeout == math.huge and DAY or c2s_timeout);
-history_age = math.max(get_period("invite_history", 90 * DAY), shortest_history);
+local history_age = math.max(get_period("invite_history", 90 * DAY), shortest_history);
 
 --- the host's invites
 
@@ -573,17 +573,6 @@ local function end_soon()
 	end, BATCH_RETRY);
 end
 
--- Does it at once, in a process that nobody waits for.
-local function end_now()
-	local ended, is_all, text;
-	repeat
-		ended, is_all, text = end_more();
-		if not ended then return failed(is_all, text); end
-		native.let_others_write();
-	until is_all;
-	return true;
-end
-
 --- looking at invites
 
 -- Iterates over token, invite of a listing that comes in pages. Invites may be deleted meanwhile.
@@ -678,20 +667,14 @@ function revoke_inviter(username, is_branch, reason, by)
 	import_bundled();
 	local inviter = prepped(username);
 	if not inviter then return nil, "jid-malformed"; end
-	local revoked, inviters, alone = handle:revoke_inviter(inviter, is_branch or false, reason, by);
-	if not revoked then return failed(inviters, alone); end
+	local revoked, is_more, text = handle:revoke_inviter(inviter, is_branch or false, reason, by);
+	if not revoked then return failed(is_more, text); end
 	for _, summary in ipairs(revoked) do
 		protected.fire("invite-revoked", summary);
 	end
-	if not inviters then return #revoked; end
-	if not is_prosodyctl then
-		end_soon();
-		return #revoked, true;
-	end
-	if not end_now() then return nil, "internal-server-error"; end
-	local ended, condition, text = handle:ended_of(inviters);
-	if not ended then return failed(condition, text); end
-	return alone + ended;
+	if not is_more then return #revoked; end
+	end_soon();
+	return #revoked, true;
 end
 
 -- Revokes an invite of any kind by its token. Also true if there is no such invite.
@@ -795,51 +778,25 @@ end
 -- Removes up to `limit` of what ended longer ago than so many seconds, but nothing that a stream may still have
 -- validated, nor what the next start would take over from the bundled module's store as if it were new: how many, and
 -- whether there may be more.
-function purge(age, limit)
+local function purge(age, limit)
 	return told(handle:purge(math.floor(math.max(age, shortest_history)), limit, function ()
 		return bundled.read(module.host); -- nil where nobody can tell
 	end));
 end
 
--- What prosodyctl and the shell print: see the methods of the library.
-function list_text(filter, options, after, limit, has_header)
-	if not after then import_bundled(); end
-	return told(handle:list_text(filter, options, after, limit, has_header));
-end
-
-function stats_text(options)
-	import_bundled();
-	return told(handle:stats_text(options));
-end
-
-function tree_text(username, options)
-	local members, condition = branch(username);
-	if not members then return nil, condition; end
-	local accounts = {};
-	for _, member in ipairs(members) do
-		accounts[member.username] = member.account;
-	end
-	return told(handle:tree_text(members[1].username, { json = options.json, accounts = accounts }));
-end
-
-function show_text(named, options)
-	return look_after("show_text", named, options);
-end
-
--- Where in a part a listing goes on after an invite.
-function place(named, part)
-	return look_after("place", named, part);
-end
-
--- Makes the bundled module's store equal to the invites that can be used now: how many, or nil and an error.
-function export_to_bundled()
+-- Makes the bundled module's store equal to the invites that can be used now: how many; or nil, and an error that was
+-- not reported yet.
+local function export_to_bundled()
 	-- What was made there since is to stay.
-	if not import_bundled() then return nil, "internal-server-error"; end
+	if not import_bundled() then return nil; end
 	local unusable = bundled.unusable(module.host);
 	if unusable then return nil, unusable; end
 	if bundled.driver() == "memory" then return nil, "storage = \"memory\" keeps nothing for another process"; end
 	local host_rows, user_rows, count, unknown = handle:bundled_rows();
-	if not host_rows then return failed(user_rows, count); end
+	if not host_rows then
+		failed(user_rows, count);
+		return nil;
+	end
 	if unknown > 0 then
 		return nil, ("%d pending invites are kept without their tokens (invite_token_at_rest = \"digest\"), "
 			.."and that module knows them by nothing else"):format(unknown);
@@ -847,25 +804,6 @@ function export_to_bundled()
 	local written, err = bundled.replace(module.host, host_rows, user_rows);
 	if not written then return nil, err; end
 	return count;
-end
-
--- Writes all invites as JSON lines, or those alone that can be used now: `write` is called with pieces of text. How
--- many there were, or nil, a condition and what it was.
-function export_invites(is_pending, write)
-	import_bundled();
-	return handle:export(is_pending, write);
-end
-
--- Takes over invites from the file of this name, or from a text: { imported, known, remarks }, or { wrong }, a list of
--- what is wrong, and then nothing was taken over; or nil, a condition and what it was.
-function import_invites(file, text)
-	return handle:import({ file = file, text = text, is_alone = not is_prosodyctl });
-end
-
--- A list of { level, text }: what there is to say of the storage.
-function check_storage()
-	if problem then return { { level = "critical", text = problem } }; end
-	return handle:check();
 end
 
 --- accepting invites
@@ -1041,24 +979,37 @@ if module.host ~= "*" and not problem and not is_prosodyctl then
 	form.hook(module:get_option_boolean("invite_registration_field", true), find_pasted, page_start);
 end
 
---- the Prosody shell
+--- commands
 
--- The commands of the shell for this host; the shell asks for them each time.
-function shell_commands()
-	local has_groups = module:get_option_inherited_set("modules_enabled", {}):contains("invites_groups");
-	return shell.commands(module.environment, native and native.parse_duration, has_groups);
-end
+-- What commands are carried out on, see prosodyctl.carry_out.
+local desk = {
+	handle = handle, library = native and { carry_out = function (_, ...) return native.carry_out(...); end };
+	problem = problem, failed = failed, prepped = prepped;
+	import_bundled = import_bundled, export_to_bundled = export_to_bundled, why = redemption.why;
+	end_soon = end_soon, inviter = limits.inviter, read_bundled = function () return bundled.read(module.host); end;
+	facts = {
+		default_ttl = default_ttl, history_age = history_age, shortest_history = shortest_history;
+		has_role_maps = not compat.is_13;
+	};
+};
 
-if module.host ~= "*" and not is_prosodyctl then
-	shell.register(shell_commands);
+-- Carries out a command that the library has understood, see prosodyctl.carry_out. For prosodyctl and the shell.
+function carry_out(command, out, input)
+	desk.facts.is_in_band = guard.registers_in_band(module.host);
+	return prosodyctl.carry_out(desk, command, out or prosodyctl.terminal, input);
 end
 
 if module.host ~= "*" and native and not is_prosodyctl then
-	prosodyctl.serve(native);
+	shell.register(native);
+	prosodyctl.serve(native, carry_out);
 end
 
 function module.command(arg)
-	local code = prosodyctl.run(native, problem, arg);
-	if native then native.close(); end
+	if not native then
+		prosodyctl.complain(problem);
+		return 1;
+	end
+	local code = prosodyctl.run(native, desk, arg);
+	native.close();
 	return code;
 end

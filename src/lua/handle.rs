@@ -10,8 +10,6 @@
 //! | `save(table, draft, is_heard)` | list of the names of fields that were restored, list of summaries of the invites that it took the place of, and its own if anybody is to hear of it; the invite is on the disk |
 //! | `import_bundled(host_rows, user_rows)` | `{ imported, known, expired, unreadable }`: numbers, and a list of reasons; rows as in [`super::bundled`], those of users by username |
 //! | `bundled_rows()` | the same rows, of all invites that are good now; how many invites that is, and of how many there is no token |
-//! | `export(pending, write)` | how many invites were written; `pending`: only those that are good now; `write(text)` is called for each piece |
-//! | `import { file, text, is_alone }` | `{ imported, known, remarks }`, or `{ wrong }`, a list of what is, and then nothing was written; reads the file of that name (`-`: stdin), else the text; `is_alone`: nobody waits meanwhile, and nobody looks on |
 //! | `check()` | list of `{ level, text }`: what there is to say of the storage |
 //! | `get(token, username)` | validated invite table, a list of the usernames of the accounts that it depends on, if any, and whether it resets a password; `username` nil: for an account, else as contact of that user |
 //! | `info(kinds, token)` | invite table |
@@ -28,7 +26,7 @@
 //! | `forget_tokens(after)` | what to pass as `after` to go on, or `nil` if the store has no token left that it is not to keep |
 //! | `pending_invites(kinds, after)` | list of invite tables, and what to pass as `after` for more, if there is more |
 //!
-//! How invites are redeemed is in [`super::attempts`], what else an operator does in [`super::operator`]. Where a `token` is asked for, what its `resolve` returns does too.
+//! How invites are redeemed is in [`super::attempts`], what else an operator does in [`super::operator`] and [`super::command`]. Where a `token` is asked for, what its `resolve` returns does too.
 //!
 //! `kinds` is `"account"` for what allows to register an account, `"all"` for everything. `ttl` is in seconds, `math.huge` for never. The state of an account is `"active"`, `"disabled"`, `"missing"` (that
 //! is proved), `"not-found"` or `"unknown"`, a purpose `"account"` or `"contact"`. Tables are fresh and plain; summaries hold no token. Times are
@@ -47,7 +45,7 @@ use mlua::{
 use super::bundled::Bundled;
 use super::table::{Seconds, describe, limit, summary, take_over, validated, whole_seconds};
 use super::value::shown;
-use super::{Failure, Outcome, attempts, is_truthy, operator, outcome, policy, set_some, transfer};
+use super::{Failure, Outcome, attempts, command, is_truthy, operator, outcome, policy, set_some};
 use crate::clock::{self, Timestamp};
 use crate::ending::Ending;
 use crate::error::InviteError;
@@ -65,15 +63,12 @@ const ALL_KINDS: &str = "all";
 /// Invites in one page of a listing, and in one batch of work: about a millisecond of it.
 const PAGE: u32 = 500;
 
-/// The end of the year 9999: later times cannot be written as a date everywhere.
-const END_OF_TIME: i64 = 253_402_300_799;
-
 /// Invites that are ended in one transaction.
 const BATCH: u32 = 50;
 
 pub(super) struct Handle {
 	pub(super) invites: Invites,
-	policy: Policy,
+	pub(super) policy: Policy,
 	pub(super) bundled: Bundled,
 	/// What a test adds to the clock.
 	ahead: i64,
@@ -94,19 +89,13 @@ pub(super) struct Draft {
 	allowance: Option<Allowance>,
 }
 
-/// An invite that an operator named. Only [`super::operator`] makes one: a public id by itself is no token anywhere.
-pub(super) struct Key {
-	digest: Digest,
-	/// The token, if that is what it was named by.
-	token: Option<Token>,
-}
+/// An invite that an operator named. Only [`super::operator`] and [`super::command`] make one: a public id by itself is no
+/// token anywhere.
+pub(super) struct Key(Digest);
 
 impl Key {
-	pub(super) fn new(digest: Digest, named: &LuaString) -> Self {
-		let is_token = Digest::of(&named.as_bytes()) == digest;
-		let token =
-			named.to_str().ok().filter(|_| is_token).map(|token| Token::from_stored(token.to_owned()));
-		Self { digest, token }
+	pub(super) const fn new(digest: Digest) -> Self {
+		Self(digest)
 	}
 }
 
@@ -128,6 +117,11 @@ type Page = (Vec<Table>, Option<BString>);
 impl UserData for Draft {}
 
 impl Draft {
+	/// Of an invite that nobody's limits apply to.
+	pub(super) const fn unlimited(invite: Invite, token: Token) -> Self {
+		Self { invite, token, allowance: None }
+	}
+
 	fn without_token(&self, text: &str) -> String {
 		text.replace(self.token.reveal(), "(the token)")
 	}
@@ -303,12 +297,21 @@ impl Handle {
 		now: Timestamp,
 		read: &Function,
 	) -> LuaResult<Rc<Tokens>> {
-		if let Some(last) = &*self.last_read.borrow()
-			&& last.is_good_for(before, now)
-		{
-			return Ok(Rc::clone(&last.tokens));
+		match self.known_tokens(before, now) {
+			Some(tokens) => Ok(tokens),
+			None => self.read_tokens(read.call(())?, now),
 		}
-		let tokens = match read.call(())? {
+	}
+
+	/// Those that were read last, if nothing has come there since that matters.
+	pub(super) fn known_tokens(&self, before: Timestamp, now: Timestamp) -> Option<Rc<Tokens>> {
+		let last_read = self.last_read.borrow();
+		last_read.as_ref().filter(|last| last.is_good_for(before, now)).map(|last| Rc::clone(&last.tokens))
+	}
+
+	/// Those of the rows of the host and of its users; nobody can tell where they are no tables.
+	pub(super) fn read_tokens(&self, rows: (Value, Value), now: Timestamp) -> LuaResult<Rc<Tokens>> {
+		let tokens = match rows {
 			(Value::Table(host_rows), Value::Table(user_rows)) => {
 				let found = self.bundled.read(self.invites.host(), Some(&host_rows), &user_rows, now)?;
 				tokens(&found.invites)
@@ -519,7 +522,7 @@ impl Handle {
 		}
 	}
 
-	fn ended(
+	pub(super) fn ended(
 		&self,
 		lua: &Lua,
 		ended: Result<Ended, InviteError>,
@@ -603,22 +606,9 @@ pub(super) fn digest(token: &Value) -> Result<Digest, InviteError> {
 	if let Value::UserData(key) = token
 		&& let Ok(key) = key.borrow::<Key>()
 	{
-		return Ok(key.digest);
+		return Ok(key.0);
 	}
 	Ok(Digest::of(&presented(token)?.as_bytes()))
-}
-
-/// An open invite with the token that it was named by, which the store may not have.
-pub(super) fn with_token(mut invite: Invite, named: &Value) -> Invite {
-	if invite.ended_at.is_none()
-		&& let Value::UserData(key) = named
-		&& let Ok(key) = key.borrow::<Key>()
-		&& let Some(token) = &key.token
-	{
-		invite.fields = invite.fields_with(token).into_owned().into();
-		invite.token = Some(token.clone());
-	}
-	invite
 }
 
 /// Where a page ended, as it was told to the caller.
@@ -649,9 +639,7 @@ pub(super) fn ttl(lua: &Lua, value: &Value) -> LuaResult<Result<Option<i64>, Fai
 		_ => value.clone(),
 	};
 	Ok(match whole_seconds(&number) {
-		Some(Seconds::Finite(seconds)) if !(1..=END_OF_TIME - clock::now()).contains(&seconds) => {
-			Err(refuse_ttl(value)?)
-		}
+		Some(Seconds::Finite(seconds)) if !clock::is_ttl(seconds, clock::now()) => Err(refuse_ttl(value)?),
 		Some(seconds) => Ok(seconds.finite()),
 		None => Err(refuse_ttl(value)?),
 	})
@@ -665,15 +653,14 @@ fn refuse_ttl(value: &Value) -> LuaResult<Failure> {
 		Value::Integer(_) | Value::Number(_) | Value::Boolean(_) => value.to_string()?,
 		other => format!("a {}", other.type_name()),
 	};
-	Ok(Failure::BadValue(format!(
-		"ttl must be a positive number of seconds that ends before the year 10000, or math.huge for never, not {value}"
-	)))
+	Ok(Failure::BadValue(clock::refuse_ttl(&value)))
 }
 
 impl UserData for Handle {
 	fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
 		attempts::add_methods(methods);
 		operator::add_methods(methods);
+		command::add_methods(methods);
 		methods.add_method("now", |_, this, ()| Ok(this.now()));
 		methods.add_method("counted_period", |_, this, ()| Ok(this.policy.counted_period()));
 		methods.add_method("limited", |_, this, request: Table| this.limited(&request));
@@ -690,13 +677,7 @@ impl UserData for Handle {
 		methods.add_method("import_bundled", |lua, this, (host_rows, user_rows): (Option<Table>, Table)| {
 			outcome(this.import_bundled(lua, host_rows.as_ref(), &user_rows))
 		});
-		methods.add_method("export", |_, this, (pending, write): (bool, Function)| {
-			Ok(Outcome(transfer::export(&this.invites, pending, &write)))
-		});
-		methods.add_method("import", |lua, this, options: Table| {
-			outcome(transfer::import(lua, &this.invites, &this.bundled.nodeprep, &options))
-		});
-		methods.add_method("check", |lua, this, ()| transfer::findings(lua, &this.invites.check(this.now())));
+		methods.add_method("check", |lua, this, ()| command::findings(lua, &this.invites.check(this.now())));
 		methods.add_method("bundled_rows", |lua, this, ()| outcome(this.bundled_rows(lua)));
 		methods.add_method("get", |lua, this, (token, username): (Value, Option<String>)| {
 			outcome(this.get(lua, &token, username.as_deref()))

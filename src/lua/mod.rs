@@ -4,13 +4,10 @@
 //! | --- | --- |
 //! | `version` | string; the shim refuses a library of another version |
 //! | `open(options)` | a [`handle`] for the invites of one host; opens no file yet |
-//! | `command(args)` | what a `prosodyctl mod_invites` command line asks for, see [`command`] |
-//! | `progress(what, total)` | a [`progress`] bar on stderr, where that is a terminal |
-//! | `let_others_write()` | waits a moment between two batches of work: who waits for the storage gets its turn |
-//! | `qr(link)` | the link as lines of block characters, or `nil` if it is too long for a QR code |
+//! | `command(args)`, `shell_command(line, …)`, `carry_out(run, answer)`, … | see [`command`] |
 //! | `close()` | closes what is open, before a fork and at the end; it is opened again where it is needed |
 //! | `parse_duration(text)` | seconds, or `nil, "misuse", text` |
-//! | `create_file(path)`, `read_backup(path, from)`, … | see [`transfer`] |
+//! | `create_file(path)` | `true`; the file is new, empty and for its owner alone |
 //! | `count_bad_token(address)` | counts an unknown token that a stranger presented, and says whether it is one too many, see [`crate::bad_tokens`] |
 //! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
 //!
@@ -27,10 +24,8 @@ mod handle;
 mod operator;
 mod policy;
 mod postgresql;
-mod progress;
 mod prosody;
 mod table;
-mod transfer;
 mod value;
 
 use std::cell::RefCell;
@@ -54,13 +49,8 @@ use crate::store::memory::MemoryStore;
 use crate::store::sqlite::SqliteStore;
 use bundled::Bundled;
 use handle::Handle;
-use progress::Progress;
 use prosody::HostStorage;
 use value::Null;
-
-/// SQLite wakes nobody: who waits for its lock looks again and again, and would hardly ever find it free between the
-/// batches of another process.
-const TURN: Duration = Duration::from_millis(5);
 
 /// How a call from Lua failed.
 #[derive(Debug)]
@@ -231,7 +221,7 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 	let library = lua.create_table()?;
 	library.set("version", env!("CARGO_PKG_VERSION"))?;
 	library.set("open", lua.create_function(|lua, options: Table| outcome(open(lua, &options)))?)?;
-	library.set("command", lua.create_function(|lua, args: Table| command::parse(lua, &args))?)?;
+	command::add_to(lua, &library)?;
 	library.set(
 		"parse_duration",
 		lua.create_function(|_, text: LuaString| Ok(Outcome(parse_duration(&text))))?,
@@ -244,20 +234,8 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 			Ok(())
 		})?,
 	)?;
-	transfer::add_to(lua, &library)?;
 	#[cfg(feature = "conformance")]
 	conformance::add_to(lua, &library)?;
-	library.set(
-		"progress",
-		lua.create_function(|_, (what, total): (String, u64)| Ok(Progress::new(what, total)))?,
-	)?;
-	library.set(
-		"let_others_write",
-		lua.create_function(|_, ()| {
-			std::thread::sleep(TURN);
-			Ok(())
-		})?,
-	)?;
 	let bad_tokens = RefCell::new(BadTokens::default());
 	library.set(
 		"count_bad_token",
@@ -265,7 +243,6 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 			Ok(bad_tokens.borrow_mut().count(&address, clock::monotonic()))
 		})?,
 	)?;
-	library.set("qr", lua.create_function(|_, link: String| Ok(crate::operator::text::qr(&link)))?)?;
 	library.set("json", lua.create_function(|_, value: Value| outcome(json(value)))?)?;
 	Ok(library)
 }

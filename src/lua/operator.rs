@@ -5,44 +5,32 @@
 //! | `resolve(named)` | what stands for the invite as a `token` elsewhere; `named` is its token, or at least six digits of its id |
 //! | `save_all(pairs)` | list of summaries; a pair is `{ table, draft }`, of an invite that is bound to no username |
 //! | `show(token)` | summary, with `redemptions`, a list of `{ used_at, purpose, invitee, source }` |
-//! | `show_text(token, { json, show_token, width })` | the same for people or programs, and the link if it is shown |
 //! | `list(filter, after)` | list of summaries, and what to pass as `after` for more, if there is more |
-//! | `list_text(filter, { json, show_token, width }, after, limit, has_header)` | lines, `after` as above, and how many invites they are; unless it has its header already, the first line is one |
-//! | `place(token, part)` | what to pass as `after` to go on after this invite |
-//! | `stats_text { json, width }` | lines |
 //! | `set_paused(token, is_paused)` | `true`, or `false` if it has ended or was so already |
 //! | `extend(token, ttl)` | summary, list of summaries of the invites that it took the place of; or `false` if it was used up or revoked |
 //! | `purge(age, limit, read_bundled)` | how many invites were removed, at most so many, and whether there may be more; `read_bundled()` returns what `import_bundled` takes, or nil where it cannot be read |
 //! | `why { token, purpose, invitee, depends_on }` | `true` if the attempt would succeed; nothing is changed |
-//! | `revoke_inviter(username, is_branch, why, by)` | list of summaries; and, where there are more that are not good any more either and are ended by `end_more`, a list of their inviters, and how many of the summaries are of others |
-//! | `ended_of(inviters)` | how many invites of these inviters have been ended by now |
+//! | `revoke_inviter(username, is_branch, why, by)` | list of summaries, and whether there are more that are not good any more either and are ended by `end_more` |
 //! | `branch(username)` | list of `{ username, depth, inviter, joined_at }`, the user first and after everybody those whom they brought |
-//! | `tree_text(username, { json, accounts })` | lines; `accounts` is the state of each account of the branch, by username |
 //! | `import_lineage(entries)` | how many were new; an entry is `{ username, source, token, joined_at }`, and counts if the source is a local user |
 //! | `count_open(after)` | how many invites have not ended in the next piece of them, and `after` as above |
 //!
 //! A `filter` is `{ part, state, kind, inviter, text }`; without a `part` (`"open"` or `"history"`) it follows from
 //! the state. A page is one piece of the store, so it may hold fewer invites than there are to come, or none.
 
-use std::collections::HashMap;
-
 use mlua::{
 	BString, Function, Lua, LuaString, Result as LuaResult, Table, UserDataMethods, UserDataRef, Value,
 };
 
-use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl, with_token};
+use super::handle::{Draft, Handle, IMPORT_BATCH, Key, digest, ttl};
 use super::table::{redemptions, summary};
 use super::{Failure, Outcome, attempts, outcome, set_some};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Kind, local_user};
-use crate::invites::Ended;
 use crate::lifecycle::State;
 use crate::lineage::{Member, Place};
 use crate::listing::{Filter, Part, Position};
-use crate::operator::stats::Stats;
-use crate::operator::text::{self as render, Detail, Listing};
-use crate::operator::tree::Branch;
 use crate::token::Digest;
 
 /// Invites in one page of a listing: a few milliseconds.
@@ -51,11 +39,8 @@ const PAGE: u32 = 200;
 /// Invites that are counted at once: less than a millisecond.
 const COUNTED: u32 = 10_000;
 
-/// Columns below which nothing fits.
-const MIN_WIDTH: u16 = 20;
-
-/// An invite page as the store gives it, what part it is of, and where the next one begins.
-type Page = (Vec<Invite>, Part, Option<Position>);
+/// Invites, and where the next page begins.
+type Page = (Vec<Invite>, Option<Position>);
 
 /// Summaries, and where the next page begins.
 type Summaries = (Vec<Table>, Option<BString>);
@@ -63,20 +48,11 @@ type Summaries = (Vec<Table>, Option<BString>);
 /// Summary of an invite or `false`, and summaries of those that it took the place of.
 type Extended = (Value, Option<Vec<Table>>);
 
-/// Summaries, the inviters of what is still to be ended, and how many of the summaries are of others.
-type Revoked = (Vec<Table>, Option<Vec<String>>, u32);
-
-/// Lines to print, where the next page begins, and how many invites are in them.
-type TextPage = (BString, Option<BString>, u32);
-
-/// Its arguments.
-type ListText = (Table, Table, Option<BString>, Option<u32>, bool);
-
 impl Handle {
 	fn resolve(&self, named: &Value) -> Result<Key, Failure> {
 		match named {
 			Value::Nil | Value::Boolean(false) => Err(InviteError::NoToken.into()),
-			Value::String(named) => Ok(Key::new(self.invites.resolve(&named.as_bytes())?, named)),
+			Value::String(named) => Ok(Key::new(self.invites.resolve(&named.as_bytes())?)),
 			_ => Err(InviteError::TokenInvalid.into()),
 		}
 	}
@@ -113,30 +89,6 @@ impl Handle {
 		}
 	}
 
-	fn show_text(
-		&self,
-		token: &Value,
-		options: &Table,
-	) -> LuaResult<Result<(String, Option<String>), Failure>> {
-		let (is_json, width) = (options.get("json")?, read_width(options)?);
-		let show_token = options.get("show_token")?;
-		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
-		let now = self.now();
-		let shown = || -> Result<_, Failure> {
-			let digest = digest(token)?;
-			let invite = with_token(self.invites.find(&digest)?, token);
-			let used = self.invites.redemptions(&digest)?;
-			let detail = Detail { show_token, is_in_band, redemptions: Some(&used) };
-			let text = if is_json {
-				as_line(render::json(&invite, detail, now))?
-			} else {
-				render::text(&invite, detail, now, width)
-			};
-			Ok((text, if show_token { render::link(&invite, is_in_band) } else { None }))
-		};
-		Ok(shown())
-	}
-
 	fn page(&self, filter: &Table, after: Option<&BString>) -> LuaResult<Result<Page, Failure>> {
 		let (filter, part) = match read_filter(filter)? {
 			Ok(read) => read,
@@ -144,8 +96,7 @@ impl Handle {
 		};
 		let page = || {
 			let after = after.map_or(Ok(Position::START), read_position)?;
-			let (page, next) = self.invites.list(&filter, part, &after, PAGE, self.now())?;
-			Ok((page, part, next))
+			Ok(self.invites.list(&filter, part, &after, PAGE, self.now())?)
 		};
 		Ok(page())
 	}
@@ -157,68 +108,11 @@ impl Handle {
 		after: Option<&BString>,
 	) -> LuaResult<Result<Summaries, Failure>> {
 		match self.page(filter, after)? {
-			Ok((page, _, next)) => Ok(self
+			Ok((page, next)) => Ok(self
 				.summaries(lua, Ok(page))?
 				.map(|summaries| (summaries, next.as_ref().map(write_position)))),
 			Err(failure) => Ok(Err(failure)),
 		}
-	}
-
-	fn list_text(
-		&self,
-		filter: &Table,
-		options: &Table,
-		after: Option<&BString>,
-		limit: Option<u32>,
-		has_header: bool,
-	) -> LuaResult<Result<TextPage, Failure>> {
-		let (is_json, width) = (options.get("json")?, read_width(options)?);
-		let show_token = options.get::<Option<bool>>("show_token")?.unwrap_or(false);
-		let is_in_band = show_token && self.bundled.is_in_band(self.invites.host())?;
-		let (mut page, part, next) = match self.page(filter, after)? {
-			Ok(page) => page,
-			Err(failure) => return Ok(Err(failure)),
-		};
-		page.truncate(limit.unwrap_or(u32::MAX).try_into().unwrap_or(usize::MAX));
-		let now = self.now();
-		let text = if is_json {
-			let detail = Detail { show_token, is_in_band, redemptions: None };
-			page.iter().map(|invite| as_line(render::json(invite, detail, now))).collect()
-		} else {
-			let listing = Listing::new(part, show_token, width);
-			// Nothing stands above nothing.
-			let header = if !has_header && !page.is_empty() { listing.header() } else { String::new() };
-			Ok(header + &listing.page(&page, is_in_band, now))
-		};
-		let shown = u32::try_from(page.len()).unwrap_or(u32::MAX);
-		Ok(text.map(|text: String| (text.into(), next.as_ref().map(write_position), shown)))
-	}
-
-	fn place(&self, token: &Value, part: &str) -> Result<BString, Failure> {
-		let invite = self.invites.find(&digest(token)?)?;
-		let position = invite.position(read_part(part)?, self.now());
-		// It is in the other part.
-		Ok(write_position(&position.ok_or(InviteError::TokenInvalid)?))
-	}
-
-	fn stats_text(&self, options: &Table) -> LuaResult<Result<String, Failure>> {
-		let (is_json, width) = (options.get("json")?, read_width(options)?);
-		let count = || -> Result<_, Failure> {
-			let now = self.now();
-			let mut stats = Stats::default();
-			for part in [Part::Open, Part::History] {
-				let mut after = Some(Position::START);
-				while let Some(position) = after {
-					let (page, next) = self.invites.list(&Filter::default(), part, &position, PAGE, now)?;
-					for invite in &page {
-						stats.add(invite, now);
-					}
-					after = next;
-				}
-			}
-			if is_json { as_line(render::stats_json(&stats)) } else { Ok(render::stats_text(&stats, width)) }
-		};
-		Ok(count())
 	}
 
 	fn extend(&self, lua: &Lua, token: &Value, seconds: &Value) -> LuaResult<Result<Extended, Failure>> {
@@ -234,17 +128,6 @@ impl Handle {
 			Ok(None) => Ok(Ok((Value::Boolean(false), None))),
 			Err(error) => Ok(Err(error.into())),
 		}
-	}
-
-	fn revoked(&self, lua: &Lua, ended: Result<Ended, InviteError>) -> LuaResult<Result<Revoked, Failure>> {
-		let ended = match ended {
-			Ok(ended) => ended,
-			Err(error) => return Ok(Err(error.into())),
-		};
-		let alone = ended.alone();
-		let inviters: Vec<String> = ended.under_way.into_iter().map(|ending| ending.username).collect();
-		let under_way = (!inviters.is_empty()).then_some(inviters);
-		Ok(self.summaries(lua, Ok(ended.invites))?.map(|summaries| (summaries, under_way, alone)))
 	}
 
 	fn branch(&self, lua: &Lua, username: &str) -> LuaResult<Result<Vec<Table>, Failure>> {
@@ -263,23 +146,6 @@ impl Handle {
 			Ok(table)
 		};
 		places.into_iter().map(describe).collect::<LuaResult<_>>().map(Ok)
-	}
-
-	fn tree_text(&self, username: &str, options: &Table) -> LuaResult<Result<BString, Failure>> {
-		let is_json: bool = options.get("json")?;
-		let accounts: HashMap<String, String> = options.get("accounts")?;
-		let now = self.now();
-		let lines = || -> Result<String, Failure> {
-			let mut lines = String::new();
-			for place in self.invites.branch(username)? {
-				let invites = self.invites.made_by(&place.username)?;
-				let account = accounts.get(&place.username).map_or("unknown", String::as_str);
-				let branch = Branch { host: self.invites.host(), place: &place, account, invites: &invites };
-				lines += &if is_json { as_line(branch.json(now))? } else { branch.text(now) };
-			}
-			Ok(lines)
-		};
-		Ok(lines().map(BString::from))
 	}
 
 	fn import_lineage(&self, entries: &Table) -> LuaResult<Result<usize, Failure>> {
@@ -337,16 +203,6 @@ impl Handle {
 	}
 }
 
-fn as_line(json: Result<String, serde_json::Error>) -> Result<String, Failure> {
-	json.map(|json| json + "\n").map_err(|error| Failure::Misuse(error.to_string()))
-}
-
-/// Terminals claim all kinds of widths.
-fn read_width(options: &Table) -> LuaResult<u16> {
-	let width: i64 = options.get("width")?;
-	Ok(width.clamp(MIN_WIDTH.into(), u16::MAX.into()).try_into().unwrap_or(MIN_WIDTH))
-}
-
 fn read_part(word: &str) -> Result<Part, Failure> {
 	Part::from_word(word).ok_or_else(|| Failure::Misuse(format!("{word:?} is no part")))
 }
@@ -394,19 +250,9 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("resolve", |_, this, named: Value| Ok(Outcome(this.resolve(&named))));
 	methods.add_method("save_all", |lua, this, pairs: Table| outcome(this.save_all(lua, &pairs)));
 	methods.add_method("show", |lua, this, token: Value| outcome(this.show(lua, &token)));
-	methods.add_method("show_text", |_, this, (token, options): (Value, Table)| {
-		outcome(this.show_text(&token, &options))
-	});
 	methods.add_method("list", |lua, this, (filter, after): (Table, Option<BString>)| {
 		outcome(this.list(lua, &filter, after.as_ref()))
 	});
-	methods.add_method("list_text", |_, this, (filter, options, after, limit, has_header): ListText| {
-		outcome(this.list_text(&filter, &options, after.as_ref(), limit, has_header))
-	});
-	methods.add_method("place", |_, this, (token, part): (Value, String)| {
-		Ok(Outcome(this.place(&token, &part)))
-	});
-	methods.add_method("stats_text", |_, this, options: Table| outcome(this.stats_text(&options)));
 	methods.add_method("set_paused", |_, this, (token, paused): (Value, bool)| {
 		let changed = digest(&token).and_then(|digest| this.invites.set_paused(&digest, paused));
 		Ok(Outcome(changed.map_err(Failure::from)))
@@ -424,16 +270,10 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 			let (why, by) = (why.map(|why| why.to_string_lossy()), by.map(|by| by.to_string_lossy()));
 			let revoked =
 				this.invites.revoke_inviter(&username, is_branch, why.as_deref(), by.as_deref(), this.now());
-			outcome(this.revoked(lua, revoked))
+			outcome(this.ended(lua, revoked))
 		},
 	);
-	methods.add_method("ended_of", |_, this, inviters: Vec<String>| {
-		Ok(Outcome(this.invites.ended_of(&inviters).map_err(Failure::from)))
-	});
 	methods.add_method("branch", |lua, this, username: String| outcome(this.branch(lua, &username)));
-	methods.add_method("tree_text", |_, this, (username, options): (String, Table)| {
-		outcome(this.tree_text(&username, &options))
-	});
 	methods.add_method("import_lineage", |_, this, entries: Table| outcome(this.import_lineage(&entries)));
 	methods.add_method("count_open", |_, this, after: Option<BString>| {
 		Ok(Outcome(this.count_open(after.as_ref())))

@@ -1,5 +1,4 @@
-//! The arguments of `prosodyctl mod_invites …`: parsed here, carried out by the shim through the API that
-//! other modules use, so that their handlers run.
+//! The arguments of `prosodyctl mod_invites …`.
 
 use std::ffi::OsString;
 use std::num::NonZeroU32;
@@ -9,13 +8,11 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 use terminal_size::Width;
 
+use super::run::MISUSE;
 use crate::duration::{self, Seconds};
 use crate::invite::Kind;
 use crate::lifecycle::State;
 use crate::listing::{Filter, Part};
-
-/// Exit code of a command line that cannot be understood, as in Prosody's own commands.
-const MISUSE: u8 = 2;
 
 /// A command line that was understood.
 #[derive(Clone, Debug, Parser, PartialEq, Eq)]
@@ -64,6 +61,69 @@ pub enum Command {
 	Restore(Restore),
 	/// Look whether everything is as it should be: exit code 0 if it is, 1 for warnings, 2 if invites do not work
 	Check(Check),
+}
+
+impl Command {
+	/// The host that it is about, unless it is about the whole server.
+	#[must_use]
+	pub fn host(&self) -> Option<&str> {
+		Some(match self {
+			Self::Generate(options) => &options.host,
+			Self::List(list) => &list.picked.host,
+			Self::History(history) => &history.picked.host,
+			Self::Show(show) => &show.one.host,
+			Self::Revoke(revoke) => &revoke.which.host,
+			Self::Release(release) => &release.one.host,
+			Self::Pause(one) | Self::Resume(one) => &one.host,
+			Self::Extend(extend) => &extend.one.host,
+			Self::Why(why) => &why.which.host,
+			Self::Tree(tree) => &tree.host,
+			Self::Stats(stats) => &stats.host,
+			Self::Purge(purge) => &purge.host,
+			Self::Export(export) => &export.host,
+			Self::Import(import) => &import.host,
+			Self::Check(check) => &check.host,
+			Self::Backup(_) | Self::Restore(_) => return None,
+		})
+	}
+
+	/// The username that has to be known as it is compared.
+	#[must_use]
+	pub fn username(&self) -> Option<&str> {
+		match self {
+			Self::Generate(options) => {
+				options.reset.as_deref().or(options.contact.as_deref()).or(options.username.as_deref())
+			}
+			Self::Revoke(revoke) => revoke.which.inviter.as_deref(),
+			Self::Why(why) => why.which.inviter.as_deref().or(why.username.as_deref()),
+			Self::Tree(tree) => Some(&tree.username),
+			_ => None,
+		}
+	}
+
+	/// Whether it has to be known what the account of that username is.
+	#[must_use]
+	pub const fn is_about_account(&self) -> bool {
+		matches!(self, Self::Generate(_))
+	}
+
+	/// The columns of the terminal, for a command that fits its text to them.
+	#[must_use]
+	pub fn width(&self) -> Option<u16> {
+		let output = match self {
+			Self::List(list) => &list.picked.output,
+			Self::History(history) => &history.picked.output,
+			Self::Show(show) => &show.one.output,
+			Self::Revoke(revoke) => &revoke.which.output,
+			Self::Release(release) => &release.one.output,
+			Self::Pause(one) | Self::Resume(one) => &one.output,
+			Self::Extend(extend) => &extend.one.output,
+			Self::Why(why) => &why.which.output,
+			Self::Stats(stats) => &stats.output,
+			_ => return None,
+		};
+		Some(output.width())
+	}
 }
 
 /// `export`

@@ -89,11 +89,9 @@ pub struct Detail<'a> {
 }
 
 /// One invite as one line of JSON.
-///
-/// # Errors
-/// None that an invite can cause; it stands here because the JSON writer has one.
-pub fn json(invite: &Invite, detail: Detail<'_>, now: Timestamp) -> Result<String, serde_json::Error> {
-	serde_json::to_string(&Json {
+#[must_use]
+pub fn json(invite: &Invite, detail: Detail<'_>, now: Timestamp) -> String {
+	as_line(&Json {
 		id: invite.digest.id().to_string(),
 		host: &invite.host,
 		state: invite.state(now).as_str(),
@@ -135,7 +133,7 @@ fn text_of(value: Option<&Value>) -> Option<String> {
 }
 
 /// As [`escape`] shows it.
-fn shown(value: Option<&Value>) -> Option<String> {
+pub(super) fn shown(value: Option<&Value>) -> Option<String> {
 	match value {
 		Some(Value::Str(text)) => Some(escape(text)),
 		_ => None,
@@ -312,12 +310,16 @@ pub fn stats_text(stats: &Stats, width: u16) -> String {
 	];
 	lines(rows.map(|(name, count)| (name.to_owned(), count.to_string())), width)
 }
+
 /// Counts as one line of JSON.
-///
-/// # Errors
-/// None that they can cause; it stands here because the JSON writer has one.
-pub fn stats_json(stats: &Stats) -> Result<String, serde_json::Error> {
-	serde_json::to_string(stats)
+#[must_use]
+pub fn stats_json(stats: &Stats) -> String {
+	as_line(stats)
+}
+
+/// One line of JSON. What is shown here has text for keys, so nothing can go wrong.
+pub(super) fn as_line(value: &impl Serialize) -> String {
+	serde_json::to_string(value).unwrap_or_else(|error| error.to_string()) + "\n"
 }
 
 /// Names and values, two columns, the values wrapped.
@@ -386,7 +388,7 @@ fn ending(invite: &Invite) -> String {
 }
 
 /// The names in a list or a map of them.
-fn names(value: &Value) -> Option<String> {
+pub(super) fn names(value: &Value) -> Option<String> {
 	let Value::Table(table) = value else { return shown(Some(value)) };
 	let names: Vec<String> = table
 		.entries()
@@ -437,6 +439,11 @@ pub fn escape(bytes: &[u8]) -> String {
 #[must_use]
 pub fn link(invite: &Invite, is_in_band: bool) -> Option<String> {
 	secret(invite, is_in_band).map(|secret| secret.link)
+}
+
+/// The link without a web page, and the web page, where the store still has its token.
+pub(super) fn links(invite: &Invite, is_in_band: bool) -> (Option<String>, Option<String>) {
+	secret(invite, is_in_band).map_or((None, None), |secret| (Some(secret.uri), secret.landing_page))
 }
 
 /// A link as a QR code of block characters, with the light border that scanners need. None if it is too long for one.

@@ -4,18 +4,19 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::text::{MINUTES, escape, time, uses};
+use super::text::{MINUTES, as_line, escape, time, uses};
 use crate::clock::Timestamp;
 use crate::invite::Invite;
 use crate::lineage::Place;
 use crate::policy::kind_word;
+use crate::redemption::Account;
 
 /// An account in a branch for programs: one line of it. What is absent is not so, or not known.
 #[derive(Serialize)]
 struct Json<'a> {
 	jid: String,
 	username: &'a str,
-	account: &'a str,
+	account: &'static str,
 	depth: usize,
 	#[serde(skip_serializing_if = "Option::is_none")]
 	inviter: Option<&'a str>,
@@ -43,8 +44,8 @@ pub struct Branch<'a> {
 	pub host: &'a str,
 	/// Which account, and where it stands.
 	pub place: &'a Place,
-	/// Whether there is such an account: `"active"`, `"disabled"`, `"missing"` or `"unknown"`.
-	pub account: &'a str,
+	/// Whether there is such an account.
+	pub account: Account,
 	/// The invites that it made and that are still known.
 	pub invites: &'a [Invite],
 }
@@ -55,10 +56,8 @@ impl Branch<'_> {
 	}
 
 	/// As one line of JSON.
-	///
-	/// # Errors
-	/// None that this type can cause; it stands here because the JSON writer has one.
-	pub fn json(&self, now: Timestamp) -> Result<String, serde_json::Error> {
+	#[must_use]
+	pub fn json(&self, now: Timestamp) -> String {
 		let brought = self.place.brought.as_ref();
 		let invite = |invite: &Invite| JsonInvite {
 			id: invite.digest.id().to_string(),
@@ -68,10 +67,10 @@ impl Branch<'_> {
 			uses: invite.uses,
 			max_uses: invite.max_uses,
 		};
-		serde_json::to_string(&Json {
+		as_line(&Json {
 			jid: self.jid(),
 			username: &self.place.username,
-			account: self.account,
+			account: word(self.account),
 			depth: self.place.depth,
 			inviter: brought.map(|member| member.inviter.as_str()),
 			invite: brought.map(|member| member.digest.id().to_string()),
@@ -84,7 +83,10 @@ impl Branch<'_> {
 	#[must_use]
 	pub fn text(&self, now: Timestamp) -> String {
 		let indent = "  ".repeat(self.place.depth);
-		let account = if self.account == "active" { String::new() } else { format!(" ({})", self.account) };
+		let account = match self.account {
+			Account::Active => String::new(),
+			account => format!(" ({})", word(account)),
+		};
 		let since = match &self.place.brought {
 			Some(member) if self.place.depth == 0 => format!(", invited by {}", member.inviter),
 			Some(member) => {
@@ -106,5 +108,15 @@ impl Branch<'_> {
 			);
 		}
 		text
+	}
+}
+
+/// What is not found may be there all the same.
+const fn word(account: Account) -> &'static str {
+	match account {
+		Account::Active => "active",
+		Account::Disabled => "disabled",
+		Account::Missing => "missing",
+		Account::NotFound | Account::Unknown => "unknown",
 	}
 }
