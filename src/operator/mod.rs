@@ -15,6 +15,6 @@ pub mod run;
 pub mod shell;
 pub mod stats;
 #[cfg(test)]
-mod tests {}
+mod tests;
 pub mod text;
 pub mod tree;
