@@ -9,9 +9,11 @@
 //!      │
 //!  Prosody and its invites_* modules
 //!      │  Lua API, events
-//!  lua/mod_invites   the shim: options, events, exported functions, commands; no rule, no SQL
+//!  lua/mod_invites   the shim: options, events, exported functions; no rule, no SQL
 //!      │  require "prosody_invites"
 //!  src/lua           the only code that knows mlua: values in, values out, errors mapped
+//!      ▼
+//!  src/operator      commands of prosodyctl and the shell: parsed, carried out, put into words
 //!      ▼
 //!  src/invites       the use cases, each once: what is read, which rule decides, what is changed
 //!      │       ╲

@@ -169,13 +169,22 @@ async def test_ended_invites_are_not_purged_while_they_count(make: Make) -> None
     assert await ask(server) == ["made"]
     long_ago = "created_at - 30 * 86400"
     change(server, f"UPDATE invite SET ended_at = {long_ago}, revoked_at = {long_ago}, expires = {long_ago}")
-    assert server.eval('return (module:depends("invites").purge(0, 100));') == 0
+    purged = server.prosodyctl("mod_invites", "purge", "example.com", "--older-than", "1s")
+    assert purged.stdout == "0 invites were removed from the history of example.com\n"
     assert (await ask(server))[0].startswith("You may create 1 invitation within")
 
 
 async def test_limits_hold_in_the_hosts_own_storage_too(make: Make) -> None:
     server = make(registered("max_open = 10"), config='invite_storage = "prosody";')
     assert await race([server], 30) == {"made": 10, TEN_OPEN: 20}
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "prosody"])
+def test_what_an_operator_makes_is_held_to_nobodys_limits(make: Make, storage: str) -> None:
+    server = make(registered("max_open = 1"), config=f'invite_storage = "{storage}";')
+    for _ in range(2):
+        done = server.prosodyctl("mod_invites", "generate", "example.com", "--contact", "juliet")
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 # Roles
