@@ -93,7 +93,7 @@ for _ = 1, calls do
 	local name, args = one_of(names), {};
 	for i = 1, math.random(0, 3) do args[i] = anything(0); end
 	if math.random(20) == 1 then
-		name = one_of({ "carry_out", "command", "json", "open", "parse_duration", "shell_command" });
+		name = one_of({ "carry_out", "command", "open", "parse_duration", "shell_command" });
 		if name == "open" then
 			args[1] = some_table(0);
 			args[1].storage = one_of({ "memory", "sqlite", "nothing" });

@@ -171,14 +171,6 @@ describe("the library", function ()
 		end
 	end);
 
-	it("writes JSON and names what JSON cannot hold", function ()
-		assert.equal('{"a":[1,2.5,"x"],"b":{}}', native.json({ b = {}, a = { 1, 2.5, "x" } }));
-		local json, condition, text = native.json({ a = { b = print } });
-		assert.is_nil(json);
-		assert.equal("misuse", condition);
-		assert.truthy(text:find("value.a.b", 1, true), text);
-	end);
-
 	it("says no to a duration that is not UTF-8, as to any other that it does not understand", function ()
 		local seconds, condition = native.parse_duration("1 \xff");
 		assert.is_nil(seconds);

@@ -249,51 +249,12 @@ end
 
 --- the Prosody shell
 
--- Takes the flags out of the words of a command and sets them in `opts`: the words that are left, or nil and what is
--- wrong. 13.0 has done this itself, from 0.12 every word comes as it was typed.
-function compat.parse_flags(words, opts, flags)
-	local left, i = {}, 1;
-	local value_params, array_params = flags.value_params or {}, flags.array_params or {};
-	local kv_params = flags.kv_params or {};
-	while i <= #words do
-		local name, value = tostring(words[i]):match("^%-%-([^=]+)=?(.*)$");
-		local key = name and name:gsub("%-", "_");
-		if not key then
-			if words[i] == "true" and kv_params.allow_registration then
-				opts.allow_registration = true; -- create_contact JID true
-			else
-				table.insert(left, words[i]);
-			end
-		elseif value_params[key] or array_params[key] then
-			if value == "" then
-				i = i + 1;
-				value = words[i];
-			end
-			if value == nil then return nil, "Expected value after --"..name; end
-			if array_params[key] then
-				opts[key] = opts[key] or {};
-				table.insert(opts[key], value);
-			else
-				opts[key] = value;
-			end
-		elseif kv_params[key] then
-			opts[key] = true;
-		else
-			return nil, "Unknown parameter: --"..name;
-		end
-		i = i + 1;
-	end
-	return left;
-end
-
--- A command of the shell: `handler(self, selector, …)` is called with the words that were typed.
+-- Adds a command of the shell, { name, desc, args, host_selector, flags }. `handler(self, selector, …)` is called with
+-- the words that were typed; 13.0 has read the flags among them and puts a table of those at the end.
 function compat.add_shell_command(section, section_desc, command, handler)
 	if compat.is_13 then
-		local item = { section = section, section_desc = section_desc, handler = handler };
-		for k, v in pairs(command) do
-			if k ~= "handler" then item[k] = v; end
-		end
-		module:add_item("shell-command", item);
+		command.section, command.section_desc, command.handler = section, section_desc, handler;
+		module:add_item("shell-command", command);
 	else
 		local env = module:shared("/*/admin_shell/env");
 		env[section] = env[section] or {};

@@ -9,7 +9,6 @@
 //! | `parse_duration(text)` | seconds, or `nil, "misuse", text` |
 //! | `create_file(path)` | `true`; the file is new, empty and for its owner alone |
 //! | `count_bad_token(address)` | counts an unknown token that a stranger presented, and says whether it is one too many, see [`crate::bad_tokens`] |
-//! | `json(value)` | the text of [`crate::value`] for any value that an invite may hold |
 //!
 //! Every function returns `nil, condition, text` when it fails. The condition is one of
 //! [`InviteError::condition`], `"bad-request"` for a value that a form may have brought, or `"misuse"` where the author of
@@ -209,11 +208,6 @@ fn parse_duration(text: &LuaString) -> Result<i64, Failure> {
 		.map_err(|error| Failure::Misuse(error.to_string()))
 }
 
-fn json(value: Value) -> LuaResult<Result<String, Failure>> {
-	Ok(value::read(value, "value", &Null::new(None))?
-		.and_then(|value| value.encode().map_err(|error| Failure::Misuse(error.to_string()))))
-}
-
 /// Called by `require "prosody_invites"`. Memory is not checked for: Prosody's Lua has no limit of it, and with checks every
 /// string and table would be made in a protected call, which takes longer than all else about a get.
 #[mlua::lua_module(skip_memory_check)]
@@ -243,7 +237,6 @@ fn prosody_invites(lua: &Lua) -> LuaResult<Table> {
 			Ok(bad_tokens.borrow_mut().count(&address, clock::monotonic()))
 		})?,
 	)?;
-	library.set("json", lua.create_function(|_, value: Value| outcome(json(value)))?)?;
 	Ok(library)
 }
 

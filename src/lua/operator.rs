@@ -1,4 +1,4 @@
-//! What an operator sees and does: the rest of the methods of [`Handle`].
+//! What modules ask about invites and do with them on behalf of an operator: more methods of [`Handle`].
 //!
 //! | method | returns |
 //! | --- | --- |
@@ -27,7 +27,7 @@ use super::table::{redemptions, summary};
 use super::{Failure, Outcome, attempts, outcome, set_some};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
-use crate::invite::{Invite, Kind, local_user};
+use crate::invite::{Kind, local_user};
 use crate::lifecycle::State;
 use crate::lineage::{Member, Place};
 use crate::listing::{Filter, Part, Position};
@@ -38,9 +38,6 @@ const PAGE: u32 = 200;
 
 /// Invites that are counted at once: less than a millisecond.
 const COUNTED: u32 = 10_000;
-
-/// Invites, and where the next page begins.
-type Page = (Vec<Invite>, Option<Position>);
 
 /// Summaries, and where the next page begins.
 type Summaries = (Vec<Table>, Option<BString>);
@@ -89,7 +86,12 @@ impl Handle {
 		}
 	}
 
-	fn page(&self, filter: &Table, after: Option<&BString>) -> LuaResult<Result<Page, Failure>> {
+	fn list(
+		&self,
+		lua: &Lua,
+		filter: &Table,
+		after: Option<&BString>,
+	) -> LuaResult<Result<Summaries, Failure>> {
 		let (filter, part) = match read_filter(filter)? {
 			Ok(read) => read,
 			Err(failure) => return Ok(Err(failure)),
@@ -98,16 +100,7 @@ impl Handle {
 			let after = after.map_or(Ok(Position::START), read_position)?;
 			Ok(self.invites.list(&filter, part, &after, PAGE, self.now())?)
 		};
-		Ok(page())
-	}
-
-	fn list(
-		&self,
-		lua: &Lua,
-		filter: &Table,
-		after: Option<&BString>,
-	) -> LuaResult<Result<Summaries, Failure>> {
-		match self.page(filter, after)? {
+		match page() {
 			Ok((page, next)) => Ok(self
 				.summaries(lua, Ok(page))?
 				.map(|summaries| (summaries, next.as_ref().map(write_position)))),
