@@ -43,9 +43,8 @@ use super::{Failure, Outcome, outcome, policy, set_some};
 use crate::check::{Finding, Level};
 use crate::operator::args::{self, Command};
 use crate::operator::health::Configuration;
-use crate::operator::run::{
-	Answer, Ask, Desk, Effect, Facts, Go, Handled, Next, Problem, Step, begin, begin_alone,
-};
+use crate::operator::run::{begin, begin_alone};
+use crate::operator::step::{Answer, Ask, Desk, Effect, Facts, Go, Handled, Next, Problem, Step};
 use crate::operator::{moving, shell};
 use crate::redemption::Account;
 

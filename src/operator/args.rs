@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, ValueEnum};
 use terminal_size::Width;
 
-use super::run::MISUSE;
+use super::voice::MISUSE;
 use crate::duration::{self, Seconds};
 use crate::invite::Kind;
 use crate::lifecycle::State;

@@ -1,11 +1,8 @@
-//! `check`: what the configuration of a host says that cannot be meant, and what the storage says of itself.
+//! What the configuration of a host says that cannot be meant, and what others keep of invites.
 
 use std::collections::BTreeSet;
 
-use super::args;
-use super::run::{Effect, Facts, Step};
-use super::text::as_line;
-use crate::check::{Finding, Level};
+use crate::check::Finding;
 use crate::duration;
 
 /// Options whose names begin as ours do, of this module and the others of its suite.
@@ -73,29 +70,18 @@ pub struct Configuration {
 	pub tracked: Option<Result<u64, String>>,
 }
 
-/// Looks at everything. How bad the worst is, is the exit code, as monitoring systems have it.
-pub(super) fn check(options: &args::Check, facts: &Facts) -> Step {
-	let version = env!("CARGO_PKG_VERSION");
-	let mut findings = vec![Finding::ok(format!("mod_invites and its library have the version {version}"))];
-	findings.extend(facts.storage.iter().cloned());
-	let configuration = &facts.configuration;
-	let of_configuration = configuration.findings();
-	if of_configuration.is_empty() {
-		findings.push(Finding::ok("the configuration makes sense"));
-	}
-	findings.extend(of_configuration);
-	findings.extend(configuration.bundled.as_ref().map(bundled));
-	findings.extend(configuration.tracked.as_ref().map(|found| configuration.tracked(found)));
-	let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
-	let text = if options.json { as_line(&findings) } else { findings.iter().map(line).collect() };
-	Step::exit(vec![Effect::Print(text)], worst as u8)
-}
-
-fn line(finding: &Finding) -> String {
-	format!("{}: {}\n", finding.level.as_str(), finding.text)
-}
-
 impl Configuration {
+	/// All that there is to say of it.
+	pub(super) fn look_over(&self) -> Vec<Finding> {
+		let mut findings = self.findings();
+		if findings.is_empty() {
+			findings.push(Finding::ok("the configuration makes sense"));
+		}
+		findings.extend(self.bundled.as_ref().map(bundled));
+		findings.extend(self.tracked.as_ref().map(|found| self.tracked(found)));
+		findings
+	}
+
 	/// What is not as it should be.
 	fn findings(&self) -> Vec<Finding> {
 		let mut warnings = self.option_names();
@@ -294,19 +280,6 @@ mod tests {
 		] {
 			let found = texts(&configuration);
 			assert!(found.iter().any(|text| text.contains(named)), "{named}: {found:?}");
-		}
-	}
-
-	#[test]
-	fn the_worst_finding_is_the_exit_code() {
-		use super::super::run::{Exit, Next};
-		let options = args::Check { host: "example.com".to_owned(), json: false };
-		for (storage, code) in
-			[(Finding::ok("x"), 0), (Finding::warning("x"), 1), (Finding::critical("x"), 2)]
-		{
-			let facts = Facts { storage: vec![storage], configuration: sound(), ..Facts::default() };
-			let Next::Exit(exit) = check(&options, &facts).next else { panic!("it asks something") };
-			assert_eq!(exit, Exit { code, message: None });
 		}
 	}
 }

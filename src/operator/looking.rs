@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use serde_json::{Map, json};
 
 use super::args;
-use super::run::{Answer, Ask, Desk, Effect, Facts, PIECE, Problem, Step, Voice, named, refuse_account};
-use super::shell;
 use super::stats::Stats;
-use super::text::{self, Detail, Listing};
+use super::step::{Answer, Ask, Desk, Effect, Facts, PIECE, Problem, Step};
+use super::text::{self, Detail, Listing, as_line};
 use super::tree::Branch;
+use super::voice::{Voice, named, refuse_account};
+use crate::check::{Finding, Level};
 use crate::clock::Timestamp;
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
@@ -117,7 +118,7 @@ impl Pages {
 			}
 			Voice::Prosodyctl => Step::printed(text),
 			Voice::Shell | Voice::ShellDeleting => {
-				shell::exit(vec![Effect::Print(text)], 0, format!("{} ended invites", self.shown))
+				Step::say(vec![Effect::Print(text)], 0, format!("{} ended invites", self.shown))
 			}
 		}
 	}
@@ -250,6 +251,18 @@ pub(super) fn tree(desk: &Desk<'_>, tree: args::Tree, facts: &Facts) -> Step {
 		}
 		Step::printed(text)
 	})
+}
+
+/// Looks everything over. How bad the worst is, is the exit code, as monitoring systems have it.
+pub(super) fn check(options: &args::Check, facts: &Facts) -> Step {
+	let version = env!("CARGO_PKG_VERSION");
+	let mut findings = vec![Finding::ok(format!("mod_invites and its library have the version {version}"))];
+	findings.extend(facts.storage.iter().cloned());
+	findings.extend(facts.configuration.look_over());
+	let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
+	let line = |finding: &Finding| format!("{}: {}\n", finding.level.as_str(), finding.text);
+	let text = if options.json { as_line(&findings) } else { findings.iter().map(line).collect() };
+	Step::exit(vec![Effect::Print(text)], worst as u8)
 }
 
 /// One line of JSON without what is null, its keys sorted.

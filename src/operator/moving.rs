@@ -12,8 +12,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args;
-use super::run::{Answer, Ask, Desk, Effect, Facts, PIECE, Problem, Step, Voice};
+use super::step::{Answer, Ask, Desk, Effect, Facts, PIECE, Problem, Step};
 use super::text::{SECONDS, time};
+use super::voice::Voice;
 use crate::clock;
 use crate::error::InviteError;
 use crate::store::StoreError;

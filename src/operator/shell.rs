@@ -7,8 +7,9 @@ use super::args::Ttl;
 use super::changing::{extend_to, revoke_one, set_paused};
 use super::looking::{Pages, Shown};
 use super::making::{Making, Wanted, What};
-use super::run::{Answer, Ask, Desk, Effect, Exit, Facts, Next, Problem, Step, Voice, named};
+use super::step::{Answer, Ask, Desk, Effect, Facts, Problem, Step};
 use super::text::{self, escape, time};
+use super::voice::{Voice, named};
 use crate::duration::{self, Seconds};
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
@@ -231,34 +232,11 @@ fn takes(command: &Command, flag: &str, has_groups: bool) -> Option<Takes> {
 }
 
 fn fail(message: impl Into<String>) -> Step {
-	exit(Vec::new(), 1, message)
+	Step::say(Vec::new(), 1, message)
 }
 
 fn done(message: impl Into<String>) -> Step {
-	exit(Vec::new(), 0, message)
-}
-
-pub(super) fn exit(effects: Vec<Effect>, code: u8, message: impl Into<String>) -> Step {
-	Step { effects, next: Next::Exit(Exit { code, message: Some(message.into()) }) }
-}
-
-/// What went wrong, in words for an operator; other conditions are told as they are.
-pub(super) fn refuse(problem: Problem) -> Step {
-	let message = match problem.condition {
-		"conflict" => "There is an account with this username already",
-		"item-not-found" => "There is no such account",
-		"account-unknown" => {
-			"There is no such account, or the authentication provider cannot be asked for it"
-		}
-		"not-allowed" => "The account is disabled",
-		"id-ambiguous" => "Several invites have an id that begins so: write more of it",
-		"jid-malformed" => "This is not a possible username",
-		"bad-request" => "A value cannot be used; see the log",
-		"internal-server-error" => "The invite could not be stored or read; see the log",
-		"misuse" => "The command failed; see the log",
-		condition => condition,
-	};
-	exit(problem.report().into_iter().collect(), 1, message)
+	Step::say(Vec::new(), 0, message)
 }
 
 /// Begins to carry out a command.
@@ -304,7 +282,8 @@ fn create(
 		let (effects, message) = tell(invite, text::link(invite, is_in_band).unwrap_or_default());
 		(effects, Some(message))
 	};
-	Making::new(wanted, facts, refuse, tell).map(|making| making.go_on(desk))
+	Making::new(wanted, facts, |problem| Voice::Shell.refuse(problem, ""), tell)
+		.map(|making| making.go_on(desk))
 }
 
 fn create_account(desk: &Desk<'_>, line: &Line, facts: &Facts) -> Result<Step, Step> {
@@ -382,15 +361,15 @@ fn show(desk: &Desk<'_>, name: String, width: u16, is_in_band: bool) -> Step {
 		Err(InviteError::TokenInvalid) => Step::ask(Ask::Import, move |desk, answer| {
 			let is_known = || desk.invites.find(&Digest::of(name.as_bytes())).is_ok();
 			if !matches!(answer, Answer::Import(true)) && !is_known() {
-				return refuse(Problem::REPORTED);
+				return Voice::Shell.refuse(Problem::REPORTED, "");
 			}
 			match good(desk, &name) {
 				Ok(invite) => details(&invite, is_in_band),
 				Err(InviteError::TokenInvalid) if is_id(&name) => show_by_id(desk, name, width),
-				Err(error) => refuse(error.into()),
+				Err(error) => Voice::Shell.refuse(error.into(), ""),
 			}
 		}),
-		Err(error) => refuse(error.into()),
+		Err(error) => Voice::Shell.refuse(error.into(), ""),
 	}
 }
 
@@ -404,8 +383,8 @@ fn show_by_id(desk: &Desk<'_>, name: String, width: u16) -> Step {
 	named(desk, Voice::Shell, name.clone(), move |desk, digest| {
 		let text = desk.invites.find(&digest).and_then(|invite| shown.text_of(desk, invite, &name));
 		match text {
-			Ok(text) => exit(vec![Effect::Print(text)], 0, "Invitation found by its id"),
-			Err(error) => refuse(error.into()),
+			Ok(text) => Step::say(vec![Effect::Print(text)], 0, "Invitation found by its id"),
+			Err(error) => Voice::Shell.refuse(error.into(), ""),
 		}
 	})
 }
@@ -449,7 +428,7 @@ fn details(invite: &Invite, is_in_band: bool) -> Step {
 		);
 		say("Comment:", text::shown(invite.additional_data("note")));
 	}
-	exit(vec![Effect::Print(lines.join("\n") + "\n")], 0, "Invitation valid")
+	Step::say(vec![Effect::Print(lines.join("\n") + "\n")], 0, "Invitation valid")
 }
 
 /// The primary role first.
@@ -487,7 +466,7 @@ fn describe(invite: &Invite) -> String {
 fn list(desk: &Desk<'_>, after: Option<Digest>, count: usize) -> Step {
 	let (page, next) = match desk.invites.pending(after.as_ref(), PAGE, desk.now) {
 		Ok(page) => page,
-		Err(error) => return refuse(error.into()),
+		Err(error) => return Voice::Shell.refuse(error.into(), ""),
 	};
 	let row = |invite: &Invite| {
 		let token = invite.token.as_ref().map(|token| token.reveal().to_owned());
@@ -527,10 +506,10 @@ fn change(
 	let is_deletion = line.name == "delete";
 	let voice = if is_deletion { Voice::ShellDeleting } else { Voice::Shell };
 	named(desk, voice, line.invite(), move |desk, digest| match act(desk, &digest) {
-		Ok(Some(effects)) => exit(effects, 0, message),
+		Ok(Some(effects)) => Step::say(effects, 0, message),
 		Ok(None) if is_deletion => voice.refuse(InviteError::TokenInvalid.into(), ""),
 		Ok(None) => fail("The invitation has ended, or is so already"),
-		Err(problem) => refuse(problem),
+		Err(problem) => Voice::Shell.refuse(problem, ""),
 	})
 }
 
@@ -546,8 +525,8 @@ fn why(desk: &Desk<'_>, line: &Line, facts: &Facts) -> Step {
 		Step::ask(Ask::Why(digest, username), |_, answer| match answer {
 			Answer::Why(Ok(())) => done("Invitation would be accepted"),
 			Answer::Why(Err(problem)) => match problem.text.clone() {
-				Some(text) => exit(problem.report().into_iter().collect(), 1, text),
-				None => refuse(problem),
+				Some(text) => Step::say(problem.report().into_iter().collect(), 1, text),
+				None => Voice::Shell.refuse(problem, ""),
 			},
 			_ => fail("The command failed; see the log"),
 		})

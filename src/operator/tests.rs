@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::args;
-use super::run::{Answer, Ask, Desk, Effect, Exit, Facts, Go, Handled, Next, Problem, Step, begin};
+use super::run::{begin, begin_alone};
 use super::shell::{self, Line};
+use super::step::{Answer, Ask, Desk, Effect, Exit, Facts, Go, Handled, Next, Problem, Step};
 use crate::attempts::Attempt;
 use crate::check::Finding;
 use crate::clock::Timestamp;
@@ -742,4 +743,23 @@ fn flags_that_the_shell_has_read_count_as_those_that_were_typed() {
 	let invite = world.invite(done.message.unwrap().rsplit_once('=').unwrap().1);
 	let data = invite.fields.get("additional_data").unwrap().encode().unwrap();
 	assert_eq!(data, r#"{"groups":["a"],"roles":["prosody:admin"]}"#);
+}
+
+#[test]
+fn the_worst_finding_is_the_exit_code_of_check() {
+	let mut world = World::new();
+	let modules = ["register_ibr", "invites", "invites_register"];
+	world.facts.configuration.modules = modules.map(str::to_owned).into_iter().collect();
+	for (finding, code) in [
+		(Finding::ok("it is there"), 0),
+		(Finding::warning("it is full"), 1),
+		(Finding::critical("it is gone"), 2),
+	] {
+		world.facts.storage = vec![finding.clone()];
+		let command = args::parse(["check", HOST].map(OsString::from)).unwrap();
+		let done = world.finish(begin_alone(&command, &Rc::new(world.facts(None))).unwrap());
+		assert_eq!(done.code, code, "{done:?}");
+		assert!(done.out.contains(&format!("\n{}: {}\n", finding.level.as_str(), finding.text)));
+		assert!(done.out.ends_with("ok: the configuration makes sense\n"), "{}", done.out);
+	}
 }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use prosody_invites::invites::Invites;
 use prosody_invites::operator::args::{self, Command, parse};
-use prosody_invites::operator::run::{Answer, Ask, Desk, Facts, Go, Handled, Next, begin};
+use prosody_invites::operator::run::begin;
+use prosody_invites::operator::step::{Answer, Ask, Desk, Draft, Facts, Go, Handled, Next};
 use prosody_invites::policy::Policy;
 use prosody_invites::redemption::Account;
 use prosody_invites::store::memory::MemoryStore;
@@ -65,10 +66,7 @@ fn answer(ask: Ask) -> Answer {
 		Ask::Accounts(_) => Answer::Accounts(HashMap::new()),
 		Ask::Inviter(..) => Answer::Inviter(Account::Active, None),
 		Ask::Handlers(drafts) => {
-			let handled = |draft: prosody_invites::operator::run::Draft| Handled {
-				invite: draft.invite,
-				restored: Vec::new(),
-			};
+			let handled = |draft: Draft| Handled { invite: draft.invite, restored: Vec::new() };
 			Answer::Handlers(Ok(drafts.into_iter().map(handled).collect()))
 		}
 		Ask::Why(..) => Answer::Why(Ok(())),
