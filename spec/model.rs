@@ -460,7 +460,7 @@ impl Run<'_> {
 					invite.paused ^= may;
 					may
 				});
-				(done(may), said(set, |set| set.to_string()))
+				(done(may), said(set, |set| set.is_some().to_string()))
 			}
 			Step::CheckName { name } => {
 				let checked = self.invites.check_name(NAMES[name], now);

@@ -227,17 +227,17 @@ impl Invites {
 		Ok(endings.iter().filter(|ending| ending.scope == Scope::Made).map(|ending| ending.ended).sum())
 	}
 
-	/// Pauses or resumes an invite. `false` if it has ended, or was so already.
-	pub fn set_paused(&self, digest: &Digest, paused: bool) -> Result<bool, InviteError> {
+	/// Pauses or resumes an invite. The invite as it then is, or none if it has ended, or was so already.
+	pub fn set_paused(&self, digest: &Digest, paused: bool) -> Result<Option<Invite>, InviteError> {
 		require(self.carries().pause, "a paused invite")?;
 		Ok(self.write("pausing or resuming an invite", &[], |rows| {
-			let Some(mut invite) = invite(rows, digest)? else { return Ok(false) };
+			let Some(mut invite) = invite(rows, digest)? else { return Ok(None) };
 			if invite.ended_at.is_some() || invite.paused == paused {
-				return Ok(false);
+				return Ok(None);
 			}
 			invite.paused = paused;
-			rows.update(&[invite])?;
-			Ok(true)
+			rows.update(slice::from_ref(&invite))?;
+			Ok(Some(invite))
 		})?)
 	}
 

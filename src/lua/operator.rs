@@ -248,7 +248,7 @@ pub(super) fn add_methods<M: UserDataMethods<Handle>>(methods: &mut M) {
 	});
 	methods.add_method("set_paused", |_, this, (token, paused): (Value, bool)| {
 		let changed = digest(&token).and_then(|digest| this.invites.set_paused(&digest, paused));
-		Ok(Outcome(changed.map_err(Failure::from)))
+		Ok(Outcome(changed.map(|changed| changed.is_some()).map_err(Failure::from)))
 	});
 	methods.add_method("extend", |lua, this, (token, ttl): (Value, Value)| {
 		outcome(this.extend(lua, &token, &ttl))

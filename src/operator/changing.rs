@@ -11,7 +11,7 @@ use super::looking::{Shown, json_line};
 use super::progress;
 use super::step::{Answer, Ask, Desk, Effect, Facts, Problem, Step};
 use super::text::{SECONDS, time};
-use super::voice::{Voice, named};
+use super::voice::{Voice, is_id, named};
 use crate::clock::{self, Timestamp};
 use crate::duration::Seconds;
 use crate::invite::Invite;
@@ -26,8 +26,8 @@ const PURGED: u32 = 200;
 /// batches of another process.
 const TURN: Duration = Duration::from_millis(5);
 
-/// Events of a change; none if there was nothing to change.
-type Changed = Result<Option<Vec<Effect>>, Problem>;
+/// The invite as it then is, and events; none if there was nothing to change.
+pub(super) type Changed = Result<Option<(Invite, Vec<Effect>)>, Problem>;
 
 /// Invites are revoked.
 pub(super) fn revoked(invites: Vec<Invite>) -> Vec<Effect> {
@@ -39,25 +39,32 @@ fn change(
 	desk: &Desk<'_>,
 	one: One,
 	wanted: Option<State>,
-	act: impl FnOnce(&Desk<'_>, &Digest) -> Changed + 'static,
+	act: impl Fn(&Desk<'_>, &Digest) -> Changed + 'static,
 ) -> Step {
+	let voice = Voice::Prosodyctl;
 	let shown = Shown { is_json: one.output.json, width: one.output.width(), ..Shown::default() };
+	let name = one.invite.clone();
+	let change = move |desk: &Desk<'_>, digest: &Digest| -> Result<Step, Problem> {
+		if let Some((invite, events)) = act(desk, digest)? {
+			return Ok(Step::printed(shown.text_of(desk, invite, &name)?).after(events));
+		}
+		let invite = desk.invites.find(digest)?;
+		let state = invite.state(desk.now);
+		if wanted == Some(state) {
+			return Ok(Step::printed(shown.text_of(desk, invite, &name)?));
+		}
+		Ok(Step::complaint(format!("the invite {} is {}", digest.id(), state.as_str())))
+	};
 	let name = one.invite;
-	named(desk, Voice::Prosodyctl, name.clone(), move |desk, digest| {
-		let changed = || -> Result<Step, Problem> {
-			let mut invite = desk.invites.find(&digest)?;
-			let mut effects = Vec::new();
-			let state = invite.state(desk.now);
-			if wanted != Some(state) {
-				let Some(events) = act(desk, &digest)? else {
-					return Ok(Step::complaint(format!("the invite {} is {}", digest.id(), state.as_str())));
-				};
-				effects = events;
-				invite = desk.invites.find(&digest)?;
-			}
-			Ok(Step::printed(shown.text_of(desk, invite, &name)?).after(effects))
-		};
-		changed().unwrap_or_else(|problem| Voice::Prosodyctl.refuse(problem, &name))
+	// A change reads the invite, which need not be read before to see whether there is one.
+	if !is_id(&name) {
+		match change(desk, &Digest::of(name.as_bytes())) {
+			Err(problem) if problem.condition == "token-invalid" => (),
+			changed => return changed.unwrap_or_else(|problem| voice.refuse(problem, &name)),
+		}
+	}
+	named(desk, voice, name.clone(), move |desk, digest| {
+		change(desk, &digest).unwrap_or_else(|problem| voice.refuse(problem, &name))
 	})
 }
 
@@ -70,7 +77,11 @@ pub(super) fn resume(desk: &Desk<'_>, one: One) -> Step {
 }
 
 pub(super) fn set_paused(desk: &Desk<'_>, digest: &Digest, is_paused: bool) -> Changed {
-	Ok(desk.invites.set_paused(digest, is_paused)?.then(Vec::new))
+	// Where none can be paused, all are as if they were resumed.
+	if !desk.invites.carries().pause && desk.invites.find(digest)?.paused == is_paused {
+		return Ok(None);
+	}
+	Ok(desk.invites.set_paused(digest, is_paused)?.map(|invite| (invite, Vec::new())))
 }
 
 pub(super) fn extend(desk: &Desk<'_>, extend: args::Extend) -> Step {
@@ -81,7 +92,7 @@ pub(super) fn extend(desk: &Desk<'_>, extend: args::Extend) -> Step {
 pub(super) fn extend_to(desk: &Desk<'_>, digest: &Digest, ttl: Option<i64>) -> Changed {
 	check_ttl(ttl, desk.now)?;
 	let extended = desk.invites.extend(digest, ttl, desk.now)?;
-	Ok(extended.map(|(_, superseded)| revoked(superseded)))
+	Ok(extended.map(|(invite, superseded)| (invite, revoked(superseded))))
 }
 
 /// Whether an invite can be good for so many seconds from now on.
@@ -114,7 +125,7 @@ pub(super) fn revoke(desk: &Desk<'_>, revoke: args::Revoke, facts: Rc<Facts>) ->
 
 pub(super) fn revoke_one(desk: &Desk<'_>, digest: &Digest, why: Option<&str>, by: &str) -> Changed {
 	let invite = desk.invites.revoke(digest, why, Some(by), desk.now)?;
-	Ok(invite.map(|invite| revoked(vec![invite])))
+	Ok(invite.map(|invite| (invite.clone(), revoked(vec![invite]))))
 }
 
 fn revoke_inviter(

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 
 use super::args::Ttl;
-use super::changing::{extend_to, revoke_one, set_paused};
+use super::changing::{Changed, extend_to, revoke_one, set_paused};
 use super::looking::{Pages, Shown};
 use super::making::{Making, Wanted, What};
 use super::step::{Answer, Ask, Desk, Effect, Facts, Problem, Step};
 use super::text::{self, escape, time};
-use super::voice::{Voice, named};
+use super::voice::{Voice, is_id, named};
 use crate::duration::{self, Seconds};
 use crate::error::InviteError;
 use crate::invite::{Invite, Type};
@@ -373,10 +373,6 @@ fn show(desk: &Desk<'_>, name: String, width: u16, is_in_band: bool) -> Step {
 	}
 }
 
-fn is_id(name: &str) -> bool {
-	(6..=16).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
 /// An id shows what became of an invite too.
 fn show_by_id(desk: &Desk<'_>, name: String, width: u16) -> Step {
 	let shown = Shown { width, ..Shown::default() };
@@ -501,12 +497,12 @@ fn change(
 	desk: &Desk<'_>,
 	line: &Line,
 	message: &'static str,
-	act: impl FnOnce(&Desk<'_>, &Digest) -> Result<Option<Vec<Effect>>, Problem> + 'static,
+	act: impl FnOnce(&Desk<'_>, &Digest) -> Changed + 'static,
 ) -> Step {
 	let is_deletion = line.name == "delete";
 	let voice = if is_deletion { Voice::ShellDeleting } else { Voice::Shell };
 	named(desk, voice, line.invite(), move |desk, digest| match act(desk, &digest) {
-		Ok(Some(effects)) => Step::say(effects, 0, message),
+		Ok(Some((_, effects))) => Step::say(effects, 0, message),
 		Ok(None) if is_deletion => voice.refuse(InviteError::TokenInvalid.into(), ""),
 		Ok(None) => fail("The invitation has ended, or is so already"),
 		Err(problem) => Voice::Shell.refuse(problem, ""),

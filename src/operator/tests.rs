@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 
 use super::args;
 use super::run::{begin, begin_alone};
@@ -18,7 +20,7 @@ use crate::invites::Invites;
 use crate::policy::{Inviter, Limits, Policy};
 use crate::redemption::{Account, Purpose};
 use crate::store::memory::MemoryStore;
-use crate::store::{Bundled, Lock, Store, StoreError, Work};
+use crate::store::{Bundled, Carries, Lock, Store, StoreError, Work};
 use crate::token::Digest;
 use crate::value::Value;
 
@@ -325,6 +327,91 @@ fn an_end_after_the_year_9999_is_refused() {
 		let done = world.run(line);
 		assert_eq!((done.code, done.reports.len(), done.out.as_str()), (1, 1, ""), "{line}");
 		assert!(done.reports[0].text.as_ref().unwrap().contains("before the year 10000"));
+	}
+}
+
+/// What is done with the store.
+#[derive(Default)]
+struct Counted {
+	store: MemoryStore,
+	looks: AtomicUsize,
+	writes: AtomicUsize,
+}
+
+impl Store for Counted {
+	fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+		self.looks.fetch_add(1, SeqCst);
+		self.store.read(doing, host, work)
+	}
+
+	fn write(
+		&self,
+		doing: &'static str,
+		host: &str,
+		locks: &[Lock<'_>],
+		work: Work<'_>,
+	) -> Result<(), StoreError> {
+		self.writes.fetch_add(1, SeqCst);
+		self.store.write(doing, host, locks, work)
+	}
+
+	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		self.store.health(host, now)
+	}
+}
+
+/// Keeps neither pauses nor history.
+#[derive(Default)]
+struct Poor(MemoryStore);
+
+impl Store for Poor {
+	fn carries(&self) -> Carries {
+		Carries { history: false, pause: false, ..Carries::ALL }
+	}
+
+	fn read(&self, doing: &'static str, host: &str, work: Work<'_>) -> Result<(), StoreError> {
+		self.0.read(doing, host, work)
+	}
+
+	fn write(
+		&self,
+		doing: &'static str,
+		host: &str,
+		locks: &[Lock<'_>],
+		work: Work<'_>,
+	) -> Result<(), StoreError> {
+		self.0.write(doing, host, locks, work)
+	}
+
+	fn health(&self, host: &str, now: Timestamp) -> Vec<Finding> {
+		self.0.health(host, now)
+	}
+}
+
+#[test]
+fn where_nothing_can_be_paused_everything_is_resumed() {
+	let world = World::on(Arc::new(Poor::default()));
+	let token = world.generate("");
+	assert!(world.run(&format!("resume example.com {token}")).out.contains("pending"));
+	let done = world.run(&format!("pause example.com {token}"));
+	assert_eq!((done.code, done.reports[0].condition), (1, "feature-not-implemented"));
+	assert_eq!(world.run("pause example.com unknown").err, ["there is no such invite: unknown"]);
+	assert_eq!(world.run("purge example.com --json").out, "{\"purged\":0}\n");
+}
+
+#[test]
+fn an_invite_that_is_changed_is_read_once() {
+	let store = Arc::new(Counted::default());
+	let world = World::on(Arc::clone(&store) as Arc<dyn Store>);
+	let token = world.generate("");
+	for command in ["pause", "resume", "extend", "revoke"] {
+		let option = if command == "extend" { " --expires-after 1h" } else { "" };
+		store.looks.store(0, SeqCst);
+		store.writes.store(0, SeqCst);
+		assert_eq!(world.run(&format!("{command} example.com {token}{option}")).code, 0);
+		// One look is for who used it; to extend it, one more is for the name that is locked.
+		let looks = if command == "extend" { 2 } else { 1 };
+		assert_eq!((store.looks.load(SeqCst), store.writes.load(SeqCst)), (looks, 1), "{command}");
 	}
 }
 

@@ -59,6 +59,11 @@ pub(super) fn refuse_account(problem: Problem, jid: &str) -> Step {
 	Step::exit(effects.collect(), code)
 }
 
+/// Whether it may be the beginning of an id.
+pub(super) fn is_id(name: &str) -> bool {
+	(6..=16).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// The invite that is named by its token, or by the beginning of its id. Where it is not known, the bundled module may have
 /// it.
 pub(super) fn named(

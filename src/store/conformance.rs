@@ -200,7 +200,7 @@ pub(crate) trait Uses {
 	}
 
 	fn set_paused(&self, host: &str, digest: &Digest, paused: bool) -> Result<bool, StoreError> {
-		self.of(host).set_paused(digest, paused).map_err(of_store)
+		self.of(host).set_paused(digest, paused).map(|changed| changed.is_some()).map_err(of_store)
 	}
 
 	fn extend(
