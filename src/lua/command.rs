@@ -39,7 +39,7 @@ use mlua::{
 
 use super::handle::{Draft, Handle, Key, accounts};
 use super::table::{Seconds, describe, summary, whole_seconds};
-use super::{Failure, Outcome, outcome, policy, set_some};
+use super::{Failure, Outcome, policy, set_some};
 use crate::check::{Finding, Level};
 use crate::operator::args::{self, Command};
 use crate::operator::health::Configuration;
@@ -227,50 +227,45 @@ fn misuse(text: &str) -> Failure {
 }
 
 /// Of a command of the whole server.
-fn carry_out(lua: &Lua, run: &Run, answer: &Value) -> LuaResult<Result<Table, Failure>> {
+fn carry_out(lua: &Lua, run: &Run, answer: &Value) -> Result<Table, Failure> {
 	let step = match run.0.replace(State::Over) {
-		State::Typed(command) => match begin_alone(&command, &Rc::new(read_facts(answer)?)) {
-			Some(step) => step,
-			None => return Ok(Err(misuse("the command is about a host"))),
-		},
+		State::Typed(command) => begin_alone(&command, &Rc::new(read_facts(answer)?))
+			.ok_or_else(|| misuse("the command is about a host"))?,
 		State::Waiting(_, Go::OfServer(go)) => go(Answer::Line(line(answer))),
-		_ => return Ok(Err(misuse("there is no such command, or it is about a host"))),
+		_ => return Err(misuse("there is no such command, or it is about a host")),
 	};
-	write_step(lua, run, step, None).map(Ok)
+	Ok(write_step(lua, run, step, None)?)
 }
 
 impl Handle {
-	fn carry_out(&self, lua: &Lua, run: &Run, answer: Value) -> LuaResult<Result<Table, Failure>> {
+	fn carry_out(&self, lua: &Lua, run: &Run, answer: Value) -> Result<Table, Failure> {
 		let prepare = |name: &str| self.bundled.nodeprep.call::<Option<String>>(name).ok().flatten();
 		let desk = Desk { invites: &self.invites, policy: &self.policy, now: self.now(), prepare: &prepare };
 		let mut step = match run.0.replace(State::Over) {
 			State::Typed(command) => begin(&desk, command, &Rc::new(read_facts(&answer)?)),
 			State::TypedIntoShell(line) => shell::begin(&desk, &line, &read_facts(&answer)?),
-			State::Waiting(asked, Go::OfHost(go)) => match self.read_answer(lua, asked, answer)? {
-				Ok(answer) => go(&desk, answer),
-				Err(failure) => return Ok(Err(failure)),
-			},
+			State::Waiting(asked, Go::OfHost(go)) => go(&desk, self.read_answer(lua, asked, answer)?),
 			State::Waiting(_, Go::OfServer(_)) | State::Over => {
-				return Ok(Err(misuse("there is no such command, or it is about the whole server")));
+				return Err(misuse("there is no such command, or it is about the whole server"));
 			}
 		};
+		// What the handle knows need not be asked.
 		if let Next::Ask(Ask::BundledTokens(before), Go::OfHost(go)) = step.next {
 			match self.known_tokens(before, self.now()) {
 				Some(tokens) => step = go(&desk, Answer::BundledTokens(tokens)),
 				None => step.next = Next::Ask(Ask::BundledTokens(before), Go::OfHost(go)),
 			}
 		}
-		write_step(lua, run, step, Some(self)).map(Ok)
+		Ok(write_step(lua, run, step, Some(self))?)
 	}
 
-	fn read_answer(&self, lua: &Lua, asked: Asked, answer: Value) -> LuaResult<Result<Answer, Failure>> {
-		Ok(Ok(match asked {
+	fn read_answer(&self, lua: &Lua, asked: Asked, answer: Value) -> Result<Answer, Failure> {
+		Ok(match asked {
 			Asked::Nothing => Answer::Nothing,
 			Asked::Import => Answer::Import(answer == Value::Boolean(true)),
-			Asked::Accounts => match accounts(HashMap::from_lua(answer, lua)?) {
-				Ok(accounts) => Answer::Accounts(accounts.into_iter().collect()),
-				Err(failure) => return Ok(Err(failure)),
-			},
+			Asked::Accounts => {
+				Answer::Accounts(accounts(HashMap::from_lua(answer, lua)?)?.into_iter().collect())
+			}
 			Asked::Inviter => {
 				let table = Table::from_lua(answer, lua)?;
 				let account: String = table.get("account")?;
@@ -283,7 +278,7 @@ impl Handle {
 				for (table, draft) in &drafts {
 					match self.complete(table, draft)? {
 						Ok((invite, restored)) => handled.push(Handled { invite, restored }),
-						Err(failure) => return Ok(Ok(Answer::Handlers(Err(failure.into())))),
+						Err(failure) => return Ok(Answer::Handlers(Err(failure.into()))),
 					}
 				}
 				Answer::Handlers(Ok(handled))
@@ -307,7 +302,7 @@ impl Handle {
 				_ => Ok(()),
 			}),
 			Asked::Line => Answer::Line(line(&answer)),
-		}))
+		})
 	}
 }
 
@@ -539,7 +534,7 @@ fn write_ask(lua: &Lua, table: &Table, ask: Ask, handle: Option<&Handle>) -> Lua
 
 pub(super) fn add_methods<M: mlua::UserDataMethods<Handle>>(methods: &mut M) {
 	methods.add_method("carry_out", |lua, this, (run, answer): (UserDataRef<Run>, Value)| {
-		outcome(this.carry_out(lua, &run, answer))
+		Ok(Outcome(this.carry_out(lua, &run, answer)))
 	});
 }
 
@@ -555,7 +550,7 @@ pub(super) fn add_to(lua: &Lua, library: &Table) -> LuaResult<()> {
 	library.set(
 		"carry_out",
 		lua.create_function(|lua, (run, answer): (UserDataRef<Run>, Value)| {
-			outcome(carry_out(lua, &run, &answer))
+			Ok(Outcome(carry_out(lua, &run, &answer)))
 		})?,
 	)?;
 	library.set(
