@@ -69,7 +69,7 @@ for name; do
 		server)
 			ring server $SERVER \
 				'/ in [0-9.]+s/ { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^(failed|error)/) f += $(i-1) } }' \
-				/usr/bin/python3 -m pytest -n 2 -q spec/server
+				/usr/bin/python3 -m pytest -n 2 -q --durations=12 spec/server
 			;;
 		*) echo "$0: rust, busted or server, not $name" >&2; exit 2 ;;
 	esac

@@ -58,6 +58,7 @@ def conformance_lua(native_lua: Path, tmp_path: Path) -> Path:
     return plugins
 
 
+@pytest.mark.storage
 def test_every_promise_of_a_store_is_kept(make: Make, conformance_lua: Path, driver: str) -> None:
     hosts = ("example.com", "example.net", "a.example", "b.example")
     server = make(plugin_paths=(conformance_lua,), storage=driver, hosts=dict.fromkeys(hosts, ""))
