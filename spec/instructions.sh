@@ -15,7 +15,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch" "$scratch".*' EXIT
 
 run() { # OPERATION NUMBER
-	rm -f "$scratch"/*
+	rm -rf "$scratch"/*
 	valgrind --tool=callgrind --callgrind-out-file=/dev/null lua5.4 spec/instructions.lua "$scratch/invites.sqlite3" "$1" "$2" \
 		>"$scratch.log" 2>&1 || { cat "$scratch.log" >&2; return 1; }
 	sed -n 's/.*Collected : \([0-9]*\).*/\1/p' "$scratch.log"
