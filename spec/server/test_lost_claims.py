@@ -240,12 +240,8 @@ async def holders_keep_theirs(storage: Storage, rounds: list[Round]) -> None:
     assert storage.query("SELECT DISTINCT uses FROM invite") == [("1",)]
 
 
-#: What `make faults` alone has the time for.
-long = pytest.mark.skipif(LEASE < FULL_LEASE, reason="SPEC_LEASE is short")
-
-
 @pytest.mark.storage
-@pytest.mark.parametrize("seconds", [pytest.param(10, marks=long), 66, pytest.param(200, marks=long)])
+@pytest.mark.parametrize("seconds", [10, 66, 200])
 async def test_who_is_suspended_keeps_what_it_has_claimed(storage: Storage, seconds: int) -> None:
     async with held_up(storage, LONG_ROUNDS if seconds > 100 else ROUNDS) as rounds:
         async with suspended(storage.servers[0]):
@@ -266,7 +262,7 @@ async def test_who_is_cut_off_from_the_storage_keeps_what_it_has_claimed(storage
         await holders_keep_theirs(storage, rounds)
 
 
-@long
+@pytest.mark.storage
 async def test_a_clock_that_is_ahead_settles_nothing(storage: Storage) -> None:
     storage.servers[1].set_lease(LEASE, clock_ahead=90)
     async with held_up(storage, ROUNDS) as rounds:
