@@ -79,10 +79,12 @@ scale: machine-test build
 bench-check: machine-fuzz build
 	spec/instructions.sh
 
+# On every Prosody of this machine, also what `make test` shows on one.
 faults: machine-test build
-	SPEC_ROUNDS=100 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_faults.py spec/server/test_crash.py \
-		spec/server/test_storm.py
-	SPEC_LEASE=60 SPEC_ROUNDS=20 /usr/bin/python3 -m pytest -n 8 -q spec/server/test_lost_claims.py
+	SPEC_VERSIONS="$$(cat target/prosody/versions)" SPEC_ROUNDS=100 \
+		/usr/bin/python3 -m pytest -n 2 -q spec/server/test_faults.py spec/server/test_crash.py spec/server/test_storm.py
+	SPEC_VERSIONS="$$(cat target/prosody/versions)" SPEC_LEASE=60 SPEC_ROUNDS=20 \
+		/usr/bin/python3 -m pytest -n 8 -q spec/server/test_lost_claims.py
 	SPEC_MANY=100000 /usr/bin/python3 -m pytest -n 2 -q spec/server/test_many.py -k restart
 
 fuzz: machine-fuzz build
