@@ -23,8 +23,8 @@
 //! ```
 //! Everything below `src/lua` builds and tests without Lua. Why it is so is in docs/design/architecture.md. Read
 //! [`lifecycle`], [`redemption`] and [`policy`] first for the rules, then [`invites`] for how an invite is made, found and
-//! redeemed, [`store`] for what a store must do, and [`store::sqlite`] for how it does; [`transfer`] takes invites from one
-//! store to another.
+//! redeemed, [`attempts`] for what becomes of a registration under way, [`store`] for what a store must do, and
+//! [`store::sqlite`] for how it does; [`transfer`] takes invites from one store to another.
 
 pub mod attempts;
 pub mod bad_tokens;
